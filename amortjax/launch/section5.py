@@ -1,0 +1,257 @@
+"""Section 5: what does the encoder's guess cost?
+
+Evaluates every checkpoint under every inference mode on held-out tokens, each comparison saying what was held
+equal and how far each code is from optimal. Activations come from a store (--acts), are collected into one
+(--model_name ... without --acts), or are streamed and never stored (--stream, one checkpoint). Writes
+results.parquet, .csv and .json, pictures and report.md to --out; finished rows are skipped when the command is
+given again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from amortjax.errors import AmortjaxError
+from amortjax.launch import flagged
+
+Mode = Literal[
+    "amortized", "encoder_scaled", "encoder_refit", "semi_amortized", "non_amortized", "optimal", "optimal_refit",
+    "omp", "semi", "unamortized",
+]  # fmt: skip
+Condition = Literal["same_lambda", "same_l0", "same_nmse", "trained_lambda"]
+Choice = Literal[
+    "no_b_dec", "ignore_thresholds", "topk_without_relu", "signed", "unit_weights", "lambda_grid",
+    "density_target", "pseudo_labels", "train_f1",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
+    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+    acts: Annotated[str | None, "Activation store; without it activations are collected or streamed."] = None
+    model_name: Annotated[str | None, "Hub id or folder of the model, or `embedded`."] = None
+    layer_index: Annotated[int | None, "Block L of the model, from 0."] = None
+    hook: Annotated[Literal["resid_post", "resid_pre", "mlp_out", "attn_out"], "Where in the block."] = (
+        "resid_post"
+    )
+    dataset: Annotated[str, "`pydoc`, a hub id, or local jsonl, parquet or txt files."] = "pydoc"
+    split: Annotated[str, "Split of a hub data set."] = "train"
+    text_column: Annotated[str, "Column with the text."] = "text"
+    label_column: Annotated[str | None, "Column with a document's label, for probes."] = None
+    num_sequences: Annotated[int | None, "At most so many documents."] = None
+    max_seq_len: Annotated[int, "A document's first so many tokens."] = 128
+    stream: Annotated[bool, "Evaluate straight from streamed text, with nothing stored."] = False
+    encode_modes: Annotated[tuple[Mode, ...], "Inference modes."] = (
+        "amortized", "encoder_scaled", "encoder_refit", "semi_amortized", "non_amortized", "optimal",
+        "optimal_refit", "omp",
+    )  # fmt: skip
+    conditions: Annotated[tuple[Condition, ...], "What is held equal; trained_lambda needs an L1-trained SAE."] = (
+        "same_lambda", "same_l0", "same_nmse", "trained_lambda",
+    )  # fmt: skip
+    protocol: Annotated[
+        Literal["controlled", "literal"],
+        "Matched conditions with certificates, or the papers' released choices.",
+    ] = "controlled"
+    literal_choices: Annotated[tuple[Choice, ...], "Which released choices --protocol=literal makes."] = (
+        "no_b_dec", "ignore_thresholds", "topk_without_relu", "signed", "unit_weights", "lambda_grid",
+        "density_target", "pseudo_labels", "train_f1",
+    )  # fmt: skip
+    target_l0: Annotated[float | None, "L0 to match instead of the encoder's."] = None
+    target_dense: Annotated[float | None, "Firing density to match instead of the encoder's."] = None
+    semi_steps: Annotated[int, "ISTA steps of semi_amortized."] = 30
+    ista_steps: Annotated[int, "ISTA steps of non_amortized."] = 200
+    tol: Annotated[float, "Relative duality gap of the optimum."] = 1e-4
+    solver: Annotated[Literal["active_set", "fista"], "Of the optimum."] = "active_set"
+    calibration_tokens: Annotated[int, "Tokens (whole documents) on which lambda is calibrated."] = 16384
+    eval_tokens: Annotated[int, "Test tokens (whole documents)."] = 32768
+    probe_tokens: Annotated[int, "Tokens on which probes are fitted."] = 16384
+    head_tokens: Annotated[tuple[int, ...], "Also score the first so many test tokens."] = (512,)
+    eval_split: Annotated[Literal["test", "sae_train", "probe_train", "calibrate"], "Rows to evaluate."] = (
+        "test"
+    )
+    chunk: Annotated[int, "Tokens at a time."] = 1024
+    cache_dir: Annotated[str, "Where collected activations and the pydoc corpus are kept."] = "outputs/cache"
+    seed: Annotated[int, "Of row selection, resamples and probes."] = 0
+
+    def checked(self) -> "Config":
+        """Itself, or AmortjaxError naming the flag."""
+        if not self.ckpts:
+            raise AmortjaxError("--ckpts is empty: name at least one SAE checkpoint")
+        positive = (
+            "semi_steps",
+            "ista_steps",
+            "tol",
+            "calibration_tokens",
+            "eval_tokens",
+            "probe_tokens",
+            "chunk",
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise AmortjaxError(f"--{name}={getattr(self, name)}: must be above 0")
+        if self.stream and len(self.ckpts) > 1:
+            raise AmortjaxError(
+                "--stream evaluates one checkpoint: collect a store (leave --stream out) for several"
+            )
+        if self.acts is None and (self.model_name is None or self.layer_index is None):
+            raise AmortjaxError("give --acts, or --model_name and --layer_index to collect activations")
+        for name in ("target_l0", "target_dense"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise AmortjaxError(f"--{name}={value}: must be above 0")
+        return self
+
+
+def load_all(config: Config) -> list[Any]:
+    """The SAEs, each with a name of its own."""
+    from amortjax.saes.formats import load_sae
+
+    saes, seen = [], set()
+    for path in config.ckpts:
+        sae = load_sae(path)
+        parts = Path(path.split(":")[-1]).with_suffix("").parts
+        name = (
+            parts[-1]
+            if parts[-1] not in ("sae", "ae", "sae_weights")
+            else parts[-2]
+            if len(parts) > 1
+            else path
+        )
+        name = path if name in seen else name
+        seen.add(name)
+        saes.append(dataclasses.replace(sae, info=dataclasses.replace(sae.info, name=name)))
+    return saes
+
+
+def activations(config: Config) -> Any:
+    """The store of --acts, one collected now, or streamed rows in memory."""
+    from amortjax.activations.store import open_store
+
+    if config.acts and (config.model_name is None or _exists(config.acts)):
+        return open_store(config.acts)
+    if config.stream:
+        return _streamed(config)
+    from amortjax.launch import collect
+
+    shared = {field.name for field in dataclasses.fields(collect.Config)} & {
+        f.name for f in dataclasses.fields(Config)
+    }
+    given = {name: getattr(config, name) for name in shared if name not in ("out", "seed")}
+    key = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+    where = (
+        config.acts
+        or f"{config.cache_dir}/acts/{Path(str(config.model_name)).name}_{config.hook}{config.layer_index}_{key}"
+    )
+    collect.run(collect.Config(**given, out=where))
+    return open_store(where)
+
+
+def _exists(path: str) -> bool:
+    return "://" in path or Path(path, "manifest.json").exists()
+
+
+def _streamed(config: Config) -> Any:
+    from amortjax.activations import export, stream
+    from amortjax.activations.corpus import open_corpus
+
+    corpus = open_corpus(
+        config.dataset, config.split, config.text_column, config.label_column, config.cache_dir
+    )
+    model = export.load_model(str(config.model_name))
+    budgets = {"calibrate": config.calibration_tokens, "probe_train": config.probe_tokens}
+    budgets[config.eval_split] = config.eval_tokens
+    where = (config.hook, config.max_seq_len)
+    return stream.collect_in_memory(model, corpus, config.layer_index or 0, budgets, *where)
+
+
+def make_plan(config: Config) -> Any:
+    from amortjax.metrics.plan import make_plan as plan
+
+    names = (
+        "conditions",
+        "protocol",
+        "literal_choices",
+        "target_l0",
+        "target_dense",
+        "semi_steps",
+        "ista_steps",
+    )
+    names += (
+        "tol",
+        "solver",
+        "calibration_tokens",
+        "eval_tokens",
+        "probe_tokens",
+        "eval_split",
+        "chunk",
+        "seed",
+    )
+    given = {name: getattr(config, name) for name in names}
+    return plan(modes=config.encode_modes, heads=config.head_tokens, **given)
+
+
+def run(config: Config) -> list[dict]:
+    """Evaluates, writes and prints; returns the rows."""
+    config = config.checked()
+    out = Path(config.out.removesuffix(".json"))
+    # Heavy imports after the flags' checks, so that --help and mistakes are quick.
+    from amortjax.metrics.plan import pose_subject
+    from amortjax.price import rows_of
+    from amortjax.report import tables
+
+    saes, plan = load_all(config), make_plan(config)
+    acts = activations(config)
+    for sae in saes:
+        pose_subject(sae, acts, plan)  # all mistakes now, not after an hour
+    rows: list[dict] = []
+    for sae in saes:
+        print(f"{sae.info.name}: {sae.variant}, {sae.n_latents} latents", file=sys.stderr)
+        for row in rows_of(sae, acts, plan, out / "rows"):
+            rows.append(row)
+            tables.write_results(rows, out)
+    print(tables.print_table(rows))
+    report(config, out, rows, acts, saes)
+    return rows
+
+
+def report(config: Config, out: Path, rows: list[dict], acts: Any, saes: list[Any]) -> None:
+    """Pictures and report.md."""
+    import importlib.metadata
+
+    import jax
+
+    from amortjax.files import write_atomically
+    from amortjax.report import figures, page
+
+    pictures = figures.draw(rows, out / "figures")
+    manifest = acts.manifest
+    about = {
+        "model": manifest["model_name"],
+        "site": f"{manifest['hook']} of block {manifest['layer_index']}",
+        "corpus": manifest["dataset"],
+        "SAEs": "; ".join(f"{s.info.name} ({s.variant}, M = {s.n_latents}, {s.info.format})" for s in saes),
+        "device": str(jax.devices()[0].device_kind),
+    }
+    packages = ("amortjax", "jax", "numpy", "scipy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
+    path = page.write_page(rows, out, about, pictures, versions)
+    write_atomically(out / "config.json", flagged.to_json(config))
+    print(f"\nresults {out}/results.csv, pictures {out}/figures, report {path}")
+
+
+def _installed(name: str) -> bool:
+    import importlib.metadata
+
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    flagged.launch(Config, run, "amortjax.launch.section5")

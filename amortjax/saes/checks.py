@@ -1,0 +1,72 @@
+"""What must hold of an SAE before it is used or written: shapes that fit, the variant's arrays, finite
+numbers."""
+
+import numpy as np
+
+from amortjax.errors import CheckpointError
+from amortjax.saes.encoders import VARIANTS
+from amortjax.saes.sae import NORMS, SAE
+
+
+def check(sae: SAE, source: str) -> SAE:
+    """Returns `sae`, or raises CheckpointError naming `source` and the first tensor that is wrong."""
+    if sae.variant not in VARIANTS:
+        raise CheckpointError(f"{source}: SAE variant {sae.variant!r} is not one of {', '.join(VARIANTS)}")
+    if sae.norm not in NORMS:
+        raise CheckpointError(f"{source}: input norm {sae.norm!r} is not one of {', '.join(NORMS)}")
+    _check_shapes(sae, source)
+    _check_settings(sae, source)
+    for name, array in tensors(sae).items():
+        values = np.asarray(array)
+        bad = values.size - int(np.isfinite(values).sum())
+        if bad:
+            raise CheckpointError(
+                f"{source}: {name} holds {bad} NaN or infinite values of {values.size}: the checkpoint is "
+                "damaged or its training diverged"
+            )
+    return sae
+
+
+def tensors(sae: SAE) -> dict:
+    """{name: array} of all weights; further arrays are named `extra.NAME`."""
+    named = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "pre_bias")}
+    return named | {f"extra.{name}": array for name, array in sae.extra.items()}
+
+
+def _check_shapes(sae: SAE, source: str) -> None:
+    if sae.W_enc.ndim != 2 or sae.W_dec.ndim != 2:
+        raise CheckpointError(
+            f"{source}: W_enc {sae.W_enc.shape} and W_dec {sae.W_dec.shape} must both have two axes"
+        )
+    d, m, d_out = sae.W_enc.shape[0], sae.W_dec.shape[0], sae.W_dec.shape[1]
+    wanted = {"W_enc": (d, m), "b_enc": (m,), "b_dec": (d_out,), "pre_bias": (d,)}
+    for key, shape in wanted.items():
+        got = tuple(getattr(sae, key).shape)
+        if got != shape:
+            raise CheckpointError(f"{source}: {key} has shape {got}, but W_enc and W_dec ask for {shape}")
+    for key in VARIANTS[sae.variant].extra:
+        if key not in sae.extra and not (key == "threshold" and sae.batch_rule):
+            raise CheckpointError(f"{source}: a {sae.variant} SAE needs {key!r}, which is missing")
+        got = tuple(sae.extra[key].shape) if key in sae.extra else ()
+        if got not in ((), (m,)):
+            raise CheckpointError(f"{source}: {key} has shape {got}; wanted ({m},) or a single number")
+
+
+def _check_settings(sae: SAE, source: str) -> None:
+    m = sae.n_latents
+    if sae.batch_rule and VARIANTS[sae.variant].batch is None:
+        raise CheckpointError(
+            f"{source}: batch_rule is for {', '.join(_batch_variants())}, not {sae.variant}"
+        )
+    if (sae.variant == "topk" or sae.batch_rule) and sae.k is None:
+        raise CheckpointError(f"{source}: k is not in the file: load it with k=...")
+    if sae.k is not None and not 0 < sae.k <= m:
+        raise CheckpointError(f"{source}: k = {sae.k} must be from 1 to the number of latents, {m}")
+    if sae.groups and sum(sae.groups) != m:
+        raise CheckpointError(
+            f"{source}: group sizes {sae.groups} add up to {sum(sae.groups)}, not to {m} latents"
+        )
+
+
+def _batch_variants() -> list[str]:
+    return [name for name, variant in VARIANTS.items() if variant.batch]

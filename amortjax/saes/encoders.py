@@ -1,0 +1,157 @@
+"""Encoders: one pass from an activation to a sparse code, one function per SAE variant.
+
+Each variant is a function of one token, mapped over the batch by `encode`; only the batch rule of BatchTopK
+and Matryoshka looks at all tokens at once. Matrix products are float32 at HIGHEST precision, thresholds are
+strict.
+
+    c = norm_in(x) - pre_bias,  pre = c @ W_enc + b_enc   (times ||W_dec row|| if sae.rescale)
+
+To add a variant: write its function, add a line to VARIANTS. Axes: N tokens, D model dimension, M latents.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from amortjax.errors import AmortjaxError
+from amortjax.saes.sae import SAE, norm_in
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def preactivation(sae: SAE, c: jax.Array) -> jax.Array:
+    """c (..., D), already centred -> pre (..., M)."""
+    pre = jnp.matmul(c, sae.W_enc, precision=HIGHEST) + sae.b_enc
+    if sae.rescale:
+        pre = pre * jnp.linalg.norm(sae.W_dec, axis=1)
+    return pre
+
+
+def encode_standard(sae: SAE, c: jax.Array) -> jax.Array:
+    """ReLU of the pre-activation: c (D,) -> z (M,)."""
+    return jax.nn.relu(preactivation(sae, c))
+
+
+def encode_topk(sae: SAE, c: jax.Array) -> jax.Array:
+    """The k largest pre-activations, then ReLU (Gao et al. 2024, arXiv 2406.04093, eq. 3): c (D,) -> z (M,).
+
+    Ranking before or after the ReLU gives the same non-zeros; fewer than k of them if fewer are positive.
+    """
+    value, index = jax.lax.top_k(preactivation(sae, c), _needed_k(sae))
+    # Where fewer than k are positive, the rest of the k are written as the zeros they are.
+    return jnp.zeros((sae.n_latents,), value.dtype).at[index].set(jax.nn.relu(value), unique_indices=True)
+
+
+def encode_signed_topk(sae: SAE, c: jax.Array) -> jax.Array:
+    """The k largest pre-activations with their sign (the papers' released evaluation): c (D,) -> z (M,)."""
+    value, index = jax.lax.top_k(preactivation(sae, c), _needed_k(sae))
+    return jnp.zeros((sae.n_latents,), value.dtype).at[index].set(value, unique_indices=True)
+
+
+def encode_jumprelu(sae: SAE, c: jax.Array) -> jax.Array:
+    """Pre-activations above their latent's threshold and above zero (Rajamanoharan et al. 2024, arXiv
+    2407.14435, eq. 4): c (D,) -> z (M,)."""
+    pre = preactivation(sae, c)
+    return jnp.where(pre > sae.extra["threshold"], jax.nn.relu(pre), 0)
+
+
+def encode_gated(sae: SAE, c: jax.Array) -> jax.Array:
+    """Which latents fire and how much, from one shared projection (Rajamanoharan et al. 2024, arXiv
+    2404.16014, eqs. 5 to 7): c (D,) -> z (M,). `b_enc` is zero in the files; b_gate and b_mag take its
+    place."""
+    u = preactivation(sae, c)
+    magnitude = jax.nn.relu(jnp.exp(sae.extra["r_mag"]) * u + sae.extra["b_mag"])
+    return jnp.where(u + sae.extra["b_gate"] > 0, magnitude, 0)
+
+
+def encode_batch_rule(sae: SAE, c: jax.Array) -> jax.Array:
+    """The k * N largest of the whole batch (Bussmann et al. 2024, arXiv 2412.06410, eq. 4): c (N, D) -> z
+    (N, M)."""
+    pre = jax.nn.relu(preactivation(sae, c))
+    index, value = largest_of_batch(pre, _needed_k(sae))
+    return jnp.zeros((pre.size,), pre.dtype).at[index].set(value, unique_indices=True).reshape(pre.shape)
+
+
+def largest_of_batch(pre: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k * N largest entries of pre (N, M): flat positions (k * N,) and values (k * N,), ordered by
+    neither.
+
+    Entries at or below zero count as equal (they are zeros after the ReLU). Sorting all N * M entries takes
+    seconds on a CPU. But an entry among the k * N largest is in one of the k * N blocks with the largest
+    maxima, since each block above it has an entry above it: so rank blocks of 16 latents, then the entries
+    of the chosen blocks.
+    """
+    n, m = pre.shape
+    count = k * n
+    size = 16 if m % 16 == 0 and count * 16 <= pre.size else 1
+    blocks = m // size
+    # Block j of a row is latents j, j + blocks, ...: strided, because that maximum is a plain vector
+    # operation.
+    best = _largest(pre.reshape(n, size, blocks).max(axis=1).reshape(-1), count)
+    first = best // blocks * m + best % blocks
+    candidates = (first[:, None] + blocks * jnp.arange(size)).reshape(-1)
+    index = candidates[_largest(pre.reshape(-1)[candidates], count)]
+    return index, pre.reshape(-1)[index]
+
+
+def _largest(values: jax.Array, count: int) -> jax.Array:
+    """Positions (count,) of the largest of values (T,), ascending; ties, and all below zero, by position."""
+    # Non-negative floats order as their bits do: 31 halvings find the count-th largest exactly.
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0), jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds  # at least `count` values are >= low, fewer are >= high
+        middle = low + (high - low) // 2
+        enough = jnp.sum(bits >= middle) >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.int32(2**31 - 1)))
+    above, equal = bits > low, bits == low
+    keep = above | (equal & (jnp.cumsum(equal) <= count - jnp.sum(above)))
+    return jnp.nonzero(keep, size=count)[0]
+
+
+def _needed_k(sae: SAE) -> int:
+    if sae.k is None:
+        raise AmortjaxError(f"this {sae.variant} SAE does not say how many latents fire: load it with k=...")
+    return sae.k
+
+
+class Variant(NamedTuple):
+    """How an SAE variant encodes, and what its `extra` must hold."""
+
+    encode: Callable[[SAE, jax.Array], jax.Array]  # one token: c (D,) -> z (M,)
+    extra: tuple[str, ...] = ()
+    signed: bool = False  # codes may be negative, so inference must be signed too
+    batch: Callable[[SAE, jax.Array], jax.Array] | None = None  # c (N, D) -> z (N, M) when sae.batch_rule
+
+
+VARIANTS = {
+    "standard": Variant(encode_standard),
+    "topk": Variant(encode_topk),
+    "signed_topk": Variant(encode_signed_topk, signed=True),
+    "jumprelu": Variant(encode_jumprelu, extra=("threshold",)),
+    "gated": Variant(encode_gated, extra=("r_mag", "b_gate", "b_mag")),
+    # At inference one threshold for all latents stands in for the batch: JumpReLU with a scalar threshold.
+    "batch_topk": Variant(encode_jumprelu, extra=("threshold",), batch=encode_batch_rule),
+    "matryoshka": Variant(encode_jumprelu, extra=("threshold",), batch=encode_batch_rule),
+}
+
+
+def encode(sae: SAE, x: jax.Array) -> jax.Array:
+    """Codes of a batch in the SAE's own scale: x (N, D) raw activations -> z (N, M), float32."""
+    normalised, _ = norm_in(sae, x)
+    return encode_normalised(sae, normalised)
+
+
+def encode_normalised(sae: SAE, x: jax.Array) -> jax.Array:
+    """As `encode`, of x (N, D) that has been through `norm_in` already."""
+    variant = VARIANTS[sae.variant]
+    c = x - sae.pre_bias
+    if sae.batch_rule:
+        if variant.batch is None:
+            raise AmortjaxError(f"a {sae.variant} SAE has no batch rule; load it without batch_rule")
+        return variant.batch(sae, c)
+    return jax.vmap(variant.encode, in_axes=(None, 0))(sae, c)

@@ -1,0 +1,253 @@
+"""Reader of saprmarks/dictionary_learning: `ae.pt` (a torch state_dict) beside `config.json`.
+
+Also the files of the SAEBench suite. Each dictionary class has a function from its tensors to an SAE; torch's
+Linear layers keep weights as (out, in), so they are transposed here and nowhere else.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from amortjax.errors import CheckpointError
+from amortjax.saes.checks import check
+from amortjax.saes.formats import pickle_reader
+from amortjax.saes.sae import SAE, Info, unit_decoder, unscale_input
+
+CHOICES = ("dict_class", "k", "threshold", "normalize_decoder", "norm_factor", "batch_rule")
+BACKUP = {"step", "ae", "optimizer", "config", "norm_factor"}
+
+Tensors = dict[str, Any]
+
+
+def _array(tensors: Tensors, key: str) -> np.ndarray:
+    value = tensors[key]
+    return np.asarray(value.numpy() if isinstance(value, pickle_reader.Tensor) else value, np.float32)
+
+
+def _sae(variant: str, w_enc, b_enc, w_dec, b_dec, pre_bias, extra=None, **settings) -> SAE:
+    """An SAE of NumPy arrays in amortjax's orientation. `None` biases are zeros."""
+    d, m = w_enc.shape
+    fill = {"b_enc": (b_enc, m), "b_dec": (b_dec, w_dec.shape[1]), "pre_bias": (pre_bias, d)}
+    biases = {
+        key: jnp.zeros(size) if value is None else jnp.asarray(value) for key, (value, size) in fill.items()
+    }
+    extra = {key: jnp.asarray(value) for key, value in (extra or {}).items()}
+    return SAE(
+        W_enc=jnp.asarray(w_enc), W_dec=jnp.asarray(w_dec), extra=extra, variant=variant, **biases, **settings
+    )
+
+
+def _linear(t: Tensors) -> tuple[np.ndarray, np.ndarray]:
+    return _array(t, "encoder.weight").T, _array(t, "decoder.weight").T
+
+
+def _autoencoder(t: Tensors) -> SAE:
+    """Its `bias` is b_dec: subtracted before encoding, added after decoding."""
+    (w_enc, w_dec), bias = _linear(t), _array(t, "bias")
+    return _sae("standard", w_enc, _array(t, "encoder.bias"), w_dec, bias, bias)
+
+
+def _autoencoder_new(t: Tensors) -> SAE:
+    w_enc, w_dec = _linear(t)
+    return _sae("standard", w_enc, _array(t, "encoder.bias"), w_dec, _array(t, "decoder.bias"), None)
+
+
+def _gated(t: Tensors) -> SAE:
+    (w_enc, w_dec), bias = _linear(t), _array(t, "decoder_bias")
+    extra = {"r_mag": _array(t, "r_mag"), "b_gate": _array(t, "gate_bias"), "b_mag": _array(t, "mag_bias")}
+    return _sae("gated", w_enc, None, w_dec, bias, bias, extra)
+
+
+def _k(t: Tensors) -> int | None:
+    return int(_array(t, "k")) if "k" in t else None
+
+
+def _topk(t: Tensors) -> SAE:
+    """Per-row top-k; the stored threshold is used only if asked for (choice `threshold=True`)."""
+    (w_enc, w_dec), bias = _linear(t), _array(t, "b_dec")
+    return _sae("topk", w_enc, _array(t, "encoder.bias"), w_dec, bias, bias, k=_k(t))
+
+
+def _batch_topk(t: Tensors) -> SAE:
+    extra = {"threshold": jnp.asarray(_array(t, "threshold"))}
+    return dataclasses.replace(_topk(t), variant="batch_topk", extra=extra)
+
+
+def _matryoshka(t: Tensors) -> SAE:
+    bias, groups = _array(t, "b_dec"), tuple(int(size) for size in _array(t, "group_sizes"))
+    return _sae(
+        "matryoshka", _array(t, "W_enc"), _array(t, "b_enc"), _array(t, "W_dec"), bias, bias,
+        {"threshold": _array(t, "threshold")}, k=_k(t), groups=groups,
+    )  # fmt: skip
+
+
+def _jumprelu(t: Tensors) -> SAE:
+    """b_dec is not subtracted before encoding (a run-time attribute of the class that no file stores)."""
+    w_enc, b_enc, w_dec, b_dec = (_array(t, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    return _sae("jumprelu", w_enc, b_enc, w_dec, b_dec, None, {"threshold": _array(t, "threshold")})
+
+
+class _Keys:
+    """Keys that tell the classes apart. AutoEncoderTopK and BatchTopKSAE have the same."""
+
+    linear = frozenset({"encoder.weight", "encoder.bias", "decoder.weight"})
+    plain = frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"})
+
+
+CLASSES: dict[str, tuple[frozenset[str], Callable[[Tensors], SAE]]] = {
+    "AutoEncoder": (_Keys.linear | {"bias"}, _autoencoder),
+    "AutoEncoderNew": (_Keys.linear | {"decoder.bias"}, _autoencoder_new),
+    "GatedAutoEncoder": (
+        frozenset({"decoder_bias", "r_mag", "gate_bias", "mag_bias", "encoder.weight", "decoder.weight"}),
+        _gated,
+    ),
+    # Files of mid-2024 have no `k` or no `threshold`.
+    "AutoEncoderTopK": (_Keys.linear | {"b_dec"}, _topk),
+    "BatchTopKSAE": (_Keys.linear | {"b_dec", "threshold"}, _batch_topk),
+    "MatryoshkaBatchTopKSAE": (_Keys.plain | {"group_sizes"}, _matryoshka),
+    "JumpReluAutoEncoder": (_Keys.plain, _jumprelu),
+}
+OPTIONAL = {"k", "threshold"}
+
+
+def _classes_with(keys: set[str]) -> list[str]:
+    return [name for name, (needed, _) in CLASSES.items() if needed <= keys <= needed | OPTIONAL]
+
+
+def _state_dict(loaded: Any) -> Tensors:
+    return loaded["ae"] if isinstance(loaded, dict) and set(loaded) == BACKUP else loaded
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a `.pt` with the keys of one of the classes. Raises CheckpointError for a hostile
+    file."""
+    if path.suffix != ".pt" or not path.is_file():
+        return False
+    tensors = _state_dict(pickle_reader.read(path))
+    return isinstance(tensors, dict) and bool(_classes_with(set(tensors)))
+
+
+def load(path: Path, **choices: Any) -> SAE:
+    """Reads `ae.pt`; choices (all optional): `dict_class`, `k`, `batch_rule`, `normalize_decoder`
+    (AutoEncoder rows to norm 1, as load_dictionary does), `threshold` (a number, or True for the stored
+    one, instead of top-k), `norm_factor` (what activations were divided by in training; a backup's own by
+    default, 1 = leave as it is).
+    """
+    loaded, config = pickle_reader.read(path), _config(path)
+    tensors = _state_dict(loaded)
+    trainer = config.get("trainer", {})
+    name = choices.get("dict_class") or trainer.get("dict_class") or _only_class(path, tensors)
+    sae = _convert(path, name, tensors)
+    stored = (
+        _array(tensors, "threshold") if "threshold" in tensors and tensors["threshold"] is not None else None
+    )
+    sae = _choose_rule(path, sae, stored, choices, trainer.get("k"))
+    factor = choices.get("norm_factor")
+    if tensors is not loaded:
+        factor = factor if factor is not None else loaded["norm_factor"]
+        sae = unscale_input(sae, float(factor if factor is not None else 1.0))
+    if choices.get("normalize_decoder"):
+        sae = unit_decoder(sae)
+    return check(dataclasses.replace(sae, info=_info(path, config, name, factor)), str(path))
+
+
+def _config(path: Path) -> dict:
+    """config.json of the SAE's folder, or of the one above for files in `checkpoints/`; {} if there is
+    none."""
+    for folder in (path.parent, path.parent.parent):
+        file = folder / "config.json"
+        if file.is_file():
+            try:
+                config = json.loads(file.read_text())
+            except ValueError as error:
+                raise CheckpointError(f"{file}: not readable as json ({error}); copy it again") from None
+            return config if isinstance(config, dict) else {}
+        if path.parent.name != "checkpoints":
+            break
+    return {}
+
+
+def _only_class(path: Path, tensors: Tensors) -> str:
+    names = _classes_with(set(tensors))
+    if len(names) == 1:
+        return names[0]
+    raise CheckpointError(
+        f"{path}: {' and '.join(names) or 'no known class'} would have these tensors and there is no "
+        f"config.json to tell: load it with dict_class=..., one of {', '.join(names or CLASSES)}"
+    )
+
+
+def _convert(path: Path, name: str, tensors: Tensors) -> SAE:
+    if name not in CLASSES:
+        raise CheckpointError(f"{path}: dict_class {name!r} is not one of {', '.join(CLASSES)}")
+    needed, convert = CLASSES[name]
+    missing = sorted(needed - set(tensors))
+    if missing:
+        raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing, which {name} needs")
+    return convert(tensors)
+
+
+def _choose_rule(path: Path, sae: SAE, stored: Any, choices: dict, config_k: int | None) -> SAE:
+    """Top-k, threshold or batch rule, as the file and the choices say."""
+    k = (
+        choices.get("k")
+        or sae.k
+        or (config_k if sae.variant in ("topk", "batch_topk", "matryoshka") else None)
+    )
+    sae = dataclasses.replace(sae, k=int(k) if k is not None else None)
+    batched = sae.variant in ("batch_topk", "matryoshka")
+    wanted = choices.get("threshold")
+    if wanted is not None and wanted is not False:
+        value = stored if wanted is True else np.float32(wanted)
+        if value is None or (sae.variant not in ("topk", "jumprelu") and not batched):
+            raise CheckpointError(
+                f"{path}: a {sae.variant} SAE without a stored threshold takes no threshold=True"
+            )
+        variant = "batch_topk" if sae.variant == "topk" else sae.variant
+        shape = sae.extra["threshold"].shape if sae.variant == "jumprelu" else ()
+        return dataclasses.replace(
+            sae, variant=variant, extra=sae.extra | {"threshold": jnp.broadcast_to(jnp.asarray(value), shape)}
+        )
+    if choices.get("batch_rule") and not batched:
+        raise CheckpointError(
+            f"{path}: batch_rule is for BatchTopKSAE and MatryoshkaBatchTopKSAE, not {sae.variant}"
+        )
+    rule = choices.get("batch_rule")
+    # A negative threshold is the initial -1: training stopped before it was measured. With it every positive
+    # pre-activation would fire, which is not the SAE that was trained.
+    if batched and (rule or (rule is None and float(sae.extra["threshold"]) < 0)):
+        return dataclasses.replace(sae, batch_rule=True)
+    return sae
+
+
+def _info(path: Path, config: dict, name: str, factor: float | None) -> Info:
+    trainer = config.get("trainer", {})
+    site = re.fullmatch(r"(resid_post|resid_pre|mlp|mlp_out|attention|attn_out)_layer_(\d+)", str(
+        trainer.get("submodule_name", "")))  # fmt: skip
+    hook = {"mlp": "mlp_out", "attention": "attn_out"}.get(site[1], site[1]) if site else ""
+    layer = trainer.get("layer")
+    # |e|^2 + l1 * sum z ||W|| in units of x / factor is |e|^2 + l1 * factor * sum z ||W|| in raw ones.
+    l1, notes = trainer.get("l1_penalty"), []
+    l1 = l1 if name in ("AutoEncoder", "AutoEncoderNew") else None  # a Gated SAE's penalty is on its gate
+    lam = float(l1) * factor if l1 is not None and factor is not None else None
+    if l1 is not None and lam is None:
+        notes.append(
+            f"trained with l1_penalty={l1} on activations whose scale the file does not record; pass "
+            "norm_factor=... (1 if they were not normalised) for the penalty in raw units"
+        )
+    return Info(
+        name=path.parent.name if path.name == "ae.pt" else path.stem,
+        source=str(path),
+        format="dictionary_learning",
+        model_name=str(trainer.get("lm_name") or ""),
+        layer_index=int(layer) if layer is not None else (int(site[2]) if site else None),
+        hook=hook or "",
+        lam_train=lam,
+        notes=(f"dict_class {name}", *notes),
+    )

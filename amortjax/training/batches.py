@@ -1,0 +1,138 @@
+"""Seeded, shuffled batches of an activation store's training rows: batch number i is a function of seed and
+i alone.
+
+Rows that fit in memory are read once and shuffled whole. Otherwise each epoch visits blocks of neighbouring
+rows in a random order, a window of many blocks at a time, shuffled within. An interrupted run goes on at
+the same batch.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from amortjax.errors import AmortjaxError
+
+# Neighbouring rows come from the same documents; blocks are small against a window so that it mixes many of
+# them.
+BLOCK = 4096
+MEMORY = 4 * 2**30
+READ = 65_536
+
+
+class Rows(Protocol):
+    """What training needs of a store (activations.store)."""
+
+    @property
+    def d_model(self) -> int: ...
+    def read(self, rows: np.ndarray) -> np.ndarray: ...
+    def rows(self, split: str) -> np.ndarray: ...
+
+
+class Batches:
+    """`batches[i]` is batch i (batch_size, D), float32, raw. Raises AmortjaxError for NaN or too few rows."""
+
+    def __init__(self, store: Rows, batch_size: int, seed: int, memory: int = MEMORY):
+        self.store, self.batch_size, self.seed = store, batch_size, seed
+        self.rows = np.asarray(store.rows("sae_train"))
+        if len(self.rows) < batch_size:
+            raise AmortjaxError(
+                f"the store has {len(self.rows)} sae_train rows, fewer than one batch: collect more text, "
+                f"or lower --batch_size={batch_size}"
+            )
+        fit = max(memory // (4 * store.d_model), batch_size)
+        self.all = self._read(self.rows, "reading activations") if len(self.rows) <= fit else None
+        self.window_rows = len(self.rows) if self.all is not None else max(fit // BLOCK, 1) * BLOCK
+        self._epoch: tuple[int, np.ndarray] = (-1, self.rows)
+        self._window: tuple[int, int, np.ndarray | None] = (-1, -1, None)
+        # A window's last rows that fill no batch are left out; another epoch's shuffle leaves out others.
+        full, rest = divmod(len(self.rows), self.window_rows)
+        self.per_window = [self.window_rows // batch_size] * full + (
+            [rest // batch_size] if rest >= batch_size else []
+        )
+        self.per_epoch = sum(self.per_window)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        epoch, place = divmod(i, self.per_epoch)
+        window = 0
+        while place >= self.per_window[window]:
+            place -= self.per_window[window]
+            window += 1
+        chosen = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        if self.all is not None:
+            return self.all[self._order(epoch)[chosen]]
+        return self._load(epoch, window)[chosen]
+
+    def sample(self, n: int) -> np.ndarray:
+        """(up to n, D) rows spread over the whole split, for the scale and the centre."""
+        chosen = np.random.default_rng([self.seed, 1]).permutation(len(self.rows))[:n]
+        chosen.sort()
+        return (
+            self.all[chosen]
+            if self.all is not None
+            else self._read(self.rows[chosen], "sampling activations")
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Positions in `self.rows`, in the order of an epoch."""
+        if self._epoch[0] != epoch:
+            rng = np.random.default_rng([self.seed, 2, epoch])
+            if self.all is not None:
+                order = rng.permutation(len(self.rows))
+            else:
+                blocks = rng.permutation(-(-len(self.rows) // BLOCK))
+                order = np.concatenate(
+                    [np.arange(b * BLOCK, min((b + 1) * BLOCK, len(self.rows))) for b in blocks]
+                )
+            self._epoch = (epoch, order)
+        return self._epoch[1]
+
+    def _load(self, epoch: int, window: int) -> np.ndarray:
+        """A window's rows, shuffled; kept until the next is asked for."""
+        if self._window[:2] != (epoch, window):
+            self._window = (-1, -1, None)  # frees the last one first
+            places = np.sort(self._order(epoch)[window * self.window_rows : (window + 1) * self.window_rows])
+            x = self._read(self.rows[places], "")
+            np.random.default_rng([self.seed, 3, epoch, window]).shuffle(x)
+            self._window = (epoch, window, x)
+        x = self._window[2]
+        assert x is not None
+        return x
+
+    def _read(self, rows: np.ndarray, text: str) -> np.ndarray:
+        out = np.empty((len(rows), self.store.d_model), np.float32)
+        starts = range(0, len(rows), READ)
+        for start in tqdm(
+            starts, desc=text, unit_scale=READ, unit=" rows", disable=not text or len(starts) < 4
+        ):
+            part = rows[start : start + READ]
+            out[start : start + len(part)] = self.store.read(part)
+            bad = ~np.isfinite(out[start : start + len(part)]).all(axis=1)
+            if bad.any():
+                raise AmortjaxError(
+                    f"activations: {int(bad.sum())} of {len(part)} rows read have NaN or infinite values, "
+                    f"the first is row {int(part[np.argmax(bad)])}: collect them again in float32"
+                )
+        return out
+
+
+def scale_and_centre(sample: np.ndarray, how: str) -> tuple[float, np.ndarray, np.ndarray]:
+    """Of a sample (n, D): its scale s, s^2 = mean of |x - mean|^2; where b_dec starts (D,); the mean (D,).
+    Raw units."""
+    mean = sample.mean(axis=0, dtype=np.float64)
+    scale = float(np.sqrt(np.mean(np.sum((sample - mean) ** 2, axis=1))))
+    if not scale > 0:
+        raise AmortjaxError("all sae_train activations are the same vector: nothing to train on")
+    centre = mean if how == "mean" else geometric_median(sample.astype(np.float64), 1e-5 * scale)
+    return scale, centre.astype(np.float32), mean.astype(np.float32)
+
+
+def geometric_median(x: np.ndarray, tolerance: float, most: int = 100) -> np.ndarray:
+    """The point (D,) with the least sum of distances to x (n, D), by Weiszfeld's iteration."""
+    point = x.mean(axis=0)
+    for _ in range(most):
+        weight = 1 / np.maximum(np.linalg.norm(x - point, axis=1), 1e-12)
+        last, point = point, weight @ x / weight.sum()
+        if np.linalg.norm(point - last) < tolerance:
+            break
+    return point

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# ruff, pyright and pytest. Arguments go to pytest: bash launch/test.sh -k active_set
+source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+ensure_venv export dev
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=2
+
+ruff check .
+ruff format --check .
+pyright
+python -m pytest "$@"

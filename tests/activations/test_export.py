@@ -1,0 +1,178 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amortjax.activations import export
+from amortjax.errors import ModelError
+from tests.activations import tiny
+
+TEXTS = tiny.texts(12)
+
+
+def _hidden_states(architecture: str, text: str) -> list[np.ndarray]:
+    """hidden_states[0] to [n_layers] of one unpadded text, without the BOS: (tokens, D) each."""
+    ids = torch.tensor([tiny.model(architecture).tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        output = tiny.module(architecture)(input_ids=ids, output_hidden_states=True)
+    return [state[0, 1:].numpy() for state in output.hidden_states]
+
+
+def _rows(
+    architecture: str, texts: list[str], layer: int, hook: str, batch_tokens: int = 128
+) -> export.Window:
+    model = tiny.model(architecture)
+    return export.run_window(model, export.tokenise(model, texts, 64), layer, hook, batch_tokens)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_hooks_are_where_they_say(architecture: str):
+    # Padded batches on the left of the equation, one text at a time on the right.
+    states = [_hidden_states(architecture, text) for text in TEXTS]
+    for layer in range(tiny.BLOCKS):
+        wanted = np.concatenate([own[layer] for own in states])
+        np.testing.assert_allclose(_rows(architecture, TEXTS, layer, "resid_pre").x, wanted, atol=2e-5)
+        after = np.concatenate([own[layer + 1] for own in states])
+        found = _rows(architecture, TEXTS, layer, "resid_post").x
+        if layer < tiny.BLOCKS - 1 or architecture == "bert":
+            np.testing.assert_allclose(found, after, atol=2e-5)
+        else:
+            # The last hidden state is normed; the residual stream is not.
+            assert np.abs(found - after).max() > 0.1
+            norm = [
+                m for n, m in tiny.module(architecture).named_modules() if n.split(".")[-1] in FINAL_NORMS
+            ]
+            with torch.no_grad():
+                np.testing.assert_allclose(norm[-1](torch.tensor(found)).numpy(), after, atol=2e-5)
+
+
+FINAL_NORMS = ("final_layer_norm", "ln_f", "norm")
+
+
+@pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name != "bert"])
+def test_what_blocks_add_is_their_sum(architecture: str):
+    x = {hook: _rows(architecture, TEXTS, 1, hook).x for hook in export.HOOKS}
+    total = x["resid_pre"] + x["attn_out"] + x["mlp_out"]
+    np.testing.assert_allclose(total, x["resid_post"], atol=2e-5)
+    assert min(np.abs(x[hook]).max() for hook in x) > 0.01
+
+
+def test_encoder_adds_before_its_norms():
+    x = {hook: _rows("bert", TEXTS, 1, hook).x for hook in export.HOOKS}
+    block = tiny.model("bert").blocks[1]
+    with torch.no_grad():
+        middle = block.attention.output.LayerNorm(torch.tensor(x["resid_pre"] + x["attn_out"]))
+        after = block.output.LayerNorm(middle + torch.tensor(x["mlp_out"]))
+    np.testing.assert_allclose(x["resid_post"], after.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "bert"])
+def test_padding_changes_nothing(architecture: str):
+    together = _rows(architecture, TEXTS, 1, "resid_post", batch_tokens=10**6)
+    alone = _rows(architecture, TEXTS, 1, "resid_post", batch_tokens=1)
+    np.testing.assert_allclose(together.x, alone.x, atol=2e-5)
+    np.testing.assert_array_equal(together.token_ids, alone.token_ids)
+    # Special tokens gave no row: a byte each, no BOS.
+    assert together.sizes.tolist() == [len(text) for text in TEXTS]
+    assert 0 not in together.token_ids
+
+
+def test_forward_stops_after_the_block():
+    model = tiny.model("llama")
+    hooks = [len(block._forward_hooks) for block in model.blocks]
+    calls = []
+    handle = model.blocks[2].register_forward_hook(lambda *_: calls.append(1))
+    _rows("llama", TEXTS, 1, "resid_post")
+    assert not calls
+    _rows("llama", TEXTS, 2, "resid_post")
+    handle.remove()
+    assert calls
+    # Nothing of the reader stays behind in the model.
+    assert [len(block._forward_hooks) for block in model.blocks] == hooks
+
+
+def test_long_texts_are_cut():
+    model = tiny.model("gpt_neox")
+    (tokens,) = export.tokenise(model, ["x" * 100], 10)
+    assert (len(tokens.ids), int(tokens.keep.sum())) == (10, 9)
+
+
+@pytest.mark.parametrize(
+    "text", ["a few words of " * 50, "x" * 900, "internationalisation " * 60, " " * 700 + "end"]
+)
+def test_cutting_texts_changes_no_token(text: str):
+    model = export.load_model("embedded")
+    for length in (8, 16, 64):
+        whole = model.tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        assert export.tokenise(model, [text, "short"], length)[0].ids == whole
+
+
+def test_unknown_words_are_text():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"unk_token": "<unk>", "pad_token": "<pad>"})
+    special = export.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
+    assert special == {0, int(tokenizer.vocab["<pad>"])}
+    # Where one token has both uses, as GPT-2's has, it is special.
+    tokenizer.unk_token = "<bos>"
+    assert 0 in export.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
+
+
+def test_batches_hold_all_and_little_padding():
+    lengths = [5, 60, 0, 7, 6, 59, 200]
+    groups = export.batches(lengths, 128)
+    assert sorted(i for group in groups for i in group) == [0, 1, 3, 4, 5, 6]
+    assert groups == [[0, 4, 3], [5, 1], [6]]
+
+
+def test_fingerprint_follows_the_weights():
+    model = tiny.module("gpt_neox")
+    before = export._fingerprint(model)
+    assert export._fingerprint(model) == before
+    with torch.no_grad():
+        model.layers[1].mlp.dense_4h_to_h.weight[0, 0] += 1
+        assert export._fingerprint(model) != before
+        model.layers[1].mlp.dense_4h_to_h.weight[0, 0] -= 1
+
+
+def test_bad_layers_and_lengths():
+    model = tiny.model("llama")
+    with pytest.raises(ModelError, match="layer_index=3: llama has blocks 0 to 2"):
+        export.check_layer(model, 3, 64)
+    with pytest.raises(ModelError, match="layer_index=-1"):
+        export.check_layer(model, -1, 64)
+    with pytest.raises(ModelError, match="max_seq_len=65: llama takes 2 to 64"):
+        export.check_layer(model, 0, 65)
+    with pytest.raises(ModelError, match=r"not a hook\. Hooks: resid_post"):
+        _rows("llama", TEXTS, 0, "resid_mid")
+
+
+def test_missing_and_broken_models(tmp_path: Path):
+    with pytest.raises(ModelError, match="no such folder"):
+        export.load_model(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="can't be loaded") as caught:
+        export.load_model(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch):
+    import transformers
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect\nsecond line")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match=r"some/model: can't be loaded .We couldn't connect.: check the id"):
+        export.load_model("some/model")
+
+
+def test_embedded_model_reads_its_own_language():
+    model = export.load_model("embedded")
+    text = "Return the number of elements in the array along a given axis."
+    vocabulary = model.vocabulary()
+    (tokens,) = export.tokenise(model, [text], 128)
+    assert "".join(vocabulary[i] for i in np.asarray(tokens.ids)[tokens.keep]) == text
+    window = export.run_window(model, [tokens], len(model.blocks) - 1, "resid_post", 4096)
+    assert window.x.shape == (int(tokens.keep.sum()), model.d_model)
+    assert np.isfinite(window.x).all()

@@ -1,0 +1,88 @@
+"""Flags from a dataclass: types, lists, flagfiles, and what is said of mistakes."""
+
+import dataclasses
+import sys
+from typing import Annotated, Literal
+
+import pytest
+
+from amortjax.errors import StoreError
+from amortjax.launch import flagged
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    acts: Annotated[str, "A store."]
+    modes: Annotated[tuple[Literal["a", "b"], ...], "Modes."] = ("a",)
+    steps: Annotated[int, "Steps."] = 3
+    lam: Annotated[float | None, "Lambda."] = None
+    stream: Annotated[bool, "Stream."] = False
+
+
+def test_values_have_their_types():
+    config = flagged.parse(Config, ["--acts=x", "--modes=b,a", "--steps=7", "--lam=0.5", "--stream"])
+    assert config == Config("x", ("b", "a"), 7, 0.5, True)
+    assert flagged.parse(Config, ["--acts=x", "--nostream", "--lam=none"]) == Config("x")
+
+
+def test_flagfiles_nest_and_later_flags_win(tmp_path):
+    (tmp_path / "common.flags").write_text("# a comment\n--acts=common\n--steps=5\n")
+    (tmp_path / "run.flags").write_text(f"--flagfile={tmp_path}/common.flags\n--steps=6\n")
+    assert flagged.parse(Config, [f"--flagfile={tmp_path}/run.flags", "--lam=2"]) == Config(
+        "common", ("a",), 6, 2.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "needed: --acts"),
+        (["--acts=x", "--modes=a,c"], "--modes=c: not a choice. Choices: a, b"),
+        (["--acts=x", "--modes", "a", "b"], "comma-separated without spaces"),
+        (["--acts=x", "--step=1"], "--step: no such flag. Did you mean --steps"),
+        (["--acts=x", "--steps=many"], "--steps=many: not an int"),
+        (["--acts=x", "--lam=x"], "not a number"),
+        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_remedy(argv, said):
+    with pytest.raises(flagged.FlagError) as error:
+        flagged.parse(Config, argv)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_set_the_field():
+    assert flagged.parse(Config, ["--output=x"], aliases={"output": "acts"}).acts == "x"
+
+
+def run_failing(config):
+    raise StoreError("no store there: collect one")
+
+
+def run_full_disk(config):
+    raise OSError(28, "No space left on device", "outputs/x")
+
+
+@pytest.mark.parametrize(("run", "said"), [(run_failing, "no store there"), (run_full_disk, "No space left")])
+def test_a_users_mistake_is_one_line_and_exit_code_2(run, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launcher", "--acts=x"])
+    with pytest.raises(SystemExit) as stop:
+        flagged.launch(Config, run, "amortjax.launch.test")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_flag_default_and_choice():
+    text = flagged.help_text(Config, "amortjax.launch.test")
+    for name in (
+        "--acts",
+        "Required.",
+        "Choices: a, b.",
+        "Default: 3.",
+        "usage: python -m amortjax.launch.test",
+    ):
+        assert name in text

@@ -1,0 +1,41 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from amortjax.saes.encoders import VARIANTS
+from amortjax.saes.sae import SAE, Info
+
+D, M, K = 12, 32, 4
+
+
+@pytest.fixture
+def make_sae():
+    """make_sae(variant, **replacements): a random SAE with the variant's arrays."""
+
+    def make(variant: str = "standard", **replacements) -> SAE:
+        rng = np.random.default_rng(0)
+
+        def draw(*shape: int):
+            return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+        arrays = {
+            "r_mag": 0.3 * draw(M), "b_gate": 0.3 * draw(M), "b_mag": 0.3 * draw(M), "threshold": jnp.abs(draw(M))
+        }  # fmt: skip
+        if VARIANTS[variant].batch:
+            arrays["threshold"] = jnp.asarray(0.8, jnp.float32)
+        sae = SAE(
+            W_enc=draw(D, M), b_enc=0.1 * draw(M), W_dec=draw(M, D), b_dec=draw(D), pre_bias=draw(D),
+            extra={key: arrays[key] for key in VARIANTS[variant].extra}, variant=variant,
+            k=K if "topk" in variant or variant == "matryoshka" else None,
+            groups=(8, 24) if variant == "matryoshka" else (), info=Info(name="random", lam_train=0.1),
+        )  # fmt: skip
+        return dataclasses.replace(sae, **replacements)
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((40, D)).astype(np.float32)

@@ -1,0 +1,104 @@
+"""Batches are a function of seed and number, cover every row once an epoch, and refuse what can't be trained on."""
+
+import numpy as np
+import pytest
+
+from amortjax.activations.store import MemoryStore
+from amortjax.errors import AmortjaxError
+from amortjax.training import batches
+from amortjax.training.batches import Batches, geometric_median, scale_and_centre
+
+N, D = 103, 3
+
+
+class Numbered:
+    """Row i is (i, i, i); every second row is for training."""
+
+    d_model = D
+
+    def __init__(self, n: int = 2 * N):
+        self.n, self.reads = n, 0
+
+    def rows(self, split: str) -> np.ndarray:
+        assert split == "sae_train"
+        return np.arange(0, self.n, 2)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        self.reads += 1
+        assert (np.diff(rows) > 0).all()  # a store on disk reads sorted rows
+        return np.repeat(rows[:, None], D, axis=1).astype(np.float32)
+
+
+def _epoch(source: Batches, epoch: int) -> np.ndarray:
+    first = epoch * source.per_epoch
+    return np.concatenate([source[first + i][:, 0] for i in range(source.per_epoch)]).astype(int)
+
+
+@pytest.fixture(params=["in memory", "in windows"])
+def memory(request, monkeypatch) -> int:
+    monkeypatch.setattr(batches, "BLOCK", 5)
+    return 10**9 if request.param == "in memory" else 4 * D * 40
+
+
+def test_an_epoch_visits_each_training_row_at_most_once(memory):
+    source = Batches(Numbered(), 10, seed=0, memory=memory)
+    seen = [_epoch(source, epoch) for epoch in range(2)]
+    for rows in seen:
+        assert len(set(rows)) == len(rows) == 10 * source.per_epoch
+        assert (rows % 2 == 0).all()
+        assert len(rows) >= N - 3 * 10  # at most a batch per window is left out
+    assert (seen[0] != seen[1]).any()
+
+
+def test_any_batch_can_be_asked_for_first(memory):
+    one, other = (Batches(Numbered(), 10, seed=3, memory=memory) for _ in range(2))
+    inorder = [one[i].copy() for i in range(25)]
+    for i in (24, 7, 11, 0):
+        np.testing.assert_array_equal(other[i], inorder[i])
+    assert (Batches(Numbered(), 10, seed=4, memory=memory)[0] != inorder[0]).any()
+
+
+def test_a_batch_mixes_rows_from_far_apart(memory):
+    source = Batches(Numbered(), 10, seed=0, memory=memory)
+    assert np.mean([np.ptp(source[i][:, 0]) for i in range(source.per_epoch)]) > 2 * N / 3
+
+
+def test_rows_that_fit_are_read_once():
+    store = Numbered()
+    source = Batches(store, 10, seed=0)
+    for epoch in range(2):
+        _epoch(source, epoch)
+    assert store.reads == 1
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(AmortjaxError, match=r"103 sae_train rows.*--batch_size=200"):
+        Batches(Numbered(), 200, seed=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_activations_that_are_not_finite_are_counted_and_located(value):
+    x = np.zeros((60, 4), np.float32)
+    x[[41, 44, 50], 2] = value
+    store = MemoryStore.build(x, np.repeat(np.arange(2), 30), ["test", "sae_train"], norm={})
+    with pytest.raises(AmortjaxError, match=r"\b3\b.*\brow 41\b"):
+        Batches(store, 10, seed=0)
+
+
+def test_scale_is_the_root_mean_square_distance_from_the_mean():
+    x = np.array([[3.0, 0], [-3, 0], [0, 1], [0, -1]]) + [100, 50]
+    scale, centre, mean = scale_and_centre(x.astype(np.float32), "mean")
+    assert scale == pytest.approx(np.sqrt((9 + 9 + 1 + 1) / 4))
+    np.testing.assert_allclose(mean, [100, 50])
+    np.testing.assert_allclose(centre, mean)
+    with pytest.raises(AmortjaxError, match="same vector"):
+        scale_and_centre(np.ones((5, 2), np.float32), "mean")
+
+
+def test_geometric_median_shrugs_off_an_outlier():
+    x = np.concatenate([np.random.default_rng(0).standard_normal((200, 3)), np.full((1, 3), 1e4)])
+    median = geometric_median(x, 1e-8)
+    assert np.linalg.norm(median) < 0.5 < np.linalg.norm(x.mean(axis=0))
+    # At the minimum, unit vectors towards the points cancel.
+    towards = x - median
+    assert np.linalg.norm((towards / np.linalg.norm(towards, axis=1, keepdims=True)).sum(axis=0)) < 1e-3
