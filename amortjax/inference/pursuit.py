@@ -66,9 +66,8 @@ def omp(unit: jax.Array, t: np.ndarray, budget: np.ndarray, signed: bool = False
     t, budget = np.asarray(t, np.float32), np.asarray(budget)
     steps = budget + np.maximum(2, budget // 8)
     slots = np.asarray([min(round_up(int(n), at_least=16), len(unit)) for n in steps], int)
-    codes = Codes(
-        *(np.zeros((len(t), max(slots, default=8)), kind) for kind in (np.int32, np.float32)), len(unit)
-    )
+    shape = (len(t), max(slots, default=8))
+    codes = Codes(np.zeros(shape, np.int32), np.zeros(shape, np.float32), len(unit))
     for width in np.unique(slots):
         rows = np.flatnonzero(slots == width)
         chunk = chunk_rows(len(rows), 4 * int(width) * (unit.shape[1] + 3 * int(width)))
