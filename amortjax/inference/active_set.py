@@ -6,6 +6,7 @@ others keep their active atoms, take in the worst violators and go on. Candidate
 room; nothing is truncated. A token that can't be certified within the rounds comes back with its honest gap.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from amortjax.inference import support
 from amortjax.inference.codes import Codes, chunk_rows, round_up
 from amortjax.inference.objective import HIGHEST, Problem, certify
+from amortjax.inference.request import Request, Solved
 
 MAX_ROUNDS = 60
 _BLOCKS = 128  # violators are the best of each of this many strided blocks
@@ -136,7 +138,7 @@ def _run_round(unit, t, lam, inner, state: _State) -> Round:
     return Round(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def solve(
+def optimum(
     problem: Problem, t: np.ndarray, lam: np.ndarray, start: Codes | None, tol: float = 1e-4
 ) -> tuple[Codes, np.ndarray]:
     """Optimal folded codes of t (N, D) at lam (N,) to a relative gap of `tol`, and the rounds each token took.
@@ -175,6 +177,21 @@ def solve(
     # Where lambda is small against ||t||, float32 can take a gap for closed that is not.
     doubtful = np.flatnonzero((lam > 0) & (lam < _DOUBTFUL * norm))
     return _mended(problem, t, lam, codes, doubtful, tol), rounds
+
+
+def solve(request: Request) -> Solved:
+    """Certified optima; signed problems are posed with the atoms and their negatives, of which an optimum never
+    uses both."""
+    problem, lam, tol = request.problem, request.lam, request.settings.tol
+    if not problem.signed:
+        return optimum(problem, request.t, lam, request.start, tol)
+    both = jnp.concatenate([problem.unit, -problem.unit])
+    doubled = Problem(both, jnp.ones(len(both)), dataclasses.replace(problem.record, sign="nonneg"))
+    codes, rounds = optimum(doubled, request.t, lam, None, tol)
+    m = problem.n_latents
+    negative = codes.indices >= m
+    indices = np.where(negative, codes.indices - m, codes.indices)
+    return Codes(indices, np.where(negative, -codes.values, codes.values), m), rounds
 
 
 def _mended(

@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from amortjax.inference.codes import concatenate, from_dense
 from amortjax.inference.objective import HIGHEST
+from amortjax.inference.request import Request, Solved
 
 
 class IstaState(NamedTuple):
@@ -48,7 +51,7 @@ def _fista_step(unit, t, lam, step, s: FistaState, signed: bool) -> FistaState:
     return FistaState(v, y, jnp.where(uphill, 1.0, following))
 
 
-class Solver(NamedTuple):
+class FirstOrder(NamedTuple):
     """A first-order solver of one token: its start, and a step (unit, t, lam, step, state, signed) -> state."""
 
     init: Callable
@@ -56,8 +59,8 @@ class Solver(NamedTuple):
 
 
 FIRST_ORDER = {
-    "ista": Solver(IstaState, _ista_step),
-    "fista": Solver(lambda v: FistaState(v, v, jnp.ones(())), _fista_step),
+    "ista": FirstOrder(IstaState, _ista_step),
+    "fista": FirstOrder(lambda v: FistaState(v, v, jnp.ones(())), _fista_step),
 }
 
 
@@ -71,3 +74,31 @@ def descend(unit, t, v0, lam, lipschitz, *, solver: str, n_steps: int, signed: b
         return jax.lax.fori_loop(0, n_steps, body, init(v0)).v
 
     return jax.vmap(one)(t, v0, lam)
+
+
+def _solve(request: Request, method: str, n_steps: int) -> Solved:
+    """From the request's start, a chunk at a time, the last one padded so that a shape compiles once."""
+    problem, n, chunk = request.problem, len(request.t), request.settings.chunk
+    parts = []
+    for i in range(0, n, chunk):
+        rows = min(i + chunk, n) - i
+        start = (
+            np.zeros((rows, problem.n_latents), np.float32)
+            if request.start is None
+            else request.start.rows(i, i + rows).dense()
+        )
+        wide = lambda a: jnp.asarray(np.pad(a, [(0, chunk - rows)] + [(0, 0)] * (a.ndim - 1)), jnp.float32)  # noqa: B023, E731
+        t, lam = wide(request.t[i : i + rows]), wide(request.lam[i : i + rows])
+        options = {"solver": method, "n_steps": n_steps, "signed": problem.signed}
+        v = descend(problem.unit, t, wide(start), lam, problem.lipschitz, **options)
+        parts.append(from_dense(np.asarray(v)[:rows]))
+    return concatenate(parts), np.full(n, n_steps)
+
+
+def solve_ista(request: Request) -> Solved:
+    """200 steps from zero, the papers' reference, unless the request says otherwise."""
+    return _solve(request, "ista", 200 if request.settings.n_steps is None else request.settings.n_steps)
+
+
+def solve_fista(request: Request) -> Solved:
+    return _solve(request, "fista", 5000 if request.settings.n_steps is None else request.settings.n_steps)

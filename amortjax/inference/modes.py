@@ -7,14 +7,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from amortjax.errors import AmortjaxError
-from amortjax.inference import active_set, pursuit, refit
-from amortjax.inference.codes import Codes, concatenate, from_dense
-from amortjax.inference.ista import descend
+from amortjax.inference import refit
+from amortjax.inference.codes import Codes, concatenate
 from amortjax.inference.objective import Problem
+from amortjax.inference.request import Request, Settings, Solved
+from amortjax.inference.solvers import SOLVERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,29 +42,9 @@ class Task(NamedTuple):
     start: Codes | None = None
 
 
-Solved = tuple[Codes, np.ndarray]  # folded codes and iterations (n,) int
-
-
-def _steps(task: Task, start: np.ndarray, solver: str, n_steps: int) -> Solved:
-    """`n_steps` first-order steps, the rows padded to the chunk so that a shape compiles once."""
-    n, pad = len(task.t), task.options.chunk - len(task.t)
-    wide = lambda a: np.pad(a, [(0, max(0, pad))] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
-    problem = task.problem
-    v = descend(
-        problem.unit,
-        jnp.asarray(wide(task.t)),
-        jnp.asarray(wide(start)),
-        jnp.asarray(wide(task.lam), jnp.float32),
-        problem.lipschitz,
-        solver=solver,
-        n_steps=n_steps,
-        signed=problem.signed,
-    )
-    return from_dense(np.asarray(v)[:n]), np.full(n, n_steps)
-
-
-def _zeros(task: Task) -> np.ndarray:
-    return np.zeros((len(task.t), task.problem.n_latents), np.float32)
+def _request(task: Task, start: Codes | None, n_steps: int | None = None) -> Request:
+    settings = Settings(tol=task.options.tol, n_steps=n_steps, chunk=task.options.chunk)
+    return Request(task.problem, task.t, task.lam, start, task.encoder.l0, settings)
 
 
 def _none(task: Task) -> np.ndarray:
@@ -85,26 +65,17 @@ def encoder_refit(task: Task) -> Solved:
 
 
 def semi_amortized(task: Task) -> Solved:
-    return _steps(task, task.encoder.dense(), "ista", task.options.semi_steps)
+    return SOLVERS["ista"].solve(_request(task, task.encoder, task.options.semi_steps))
 
 
 def non_amortized(task: Task) -> Solved:
-    return _steps(task, _zeros(task), "ista", task.options.ista_steps)
+    return SOLVERS["ista"].solve(_request(task, None, task.options.ista_steps))
 
 
 def optimal(task: Task) -> Solved:
-    problem, options = task.problem, task.options
-    if options.solver == "fista":
-        return _steps(task, _zeros(task), "fista", options.fista_steps)
-    if not problem.signed:
-        return active_set.solve(problem, task.t, task.lam, task.start, options.tol)
-    # Signed: the atoms and their negatives, of which an optimum never uses both.
-    both = jnp.concatenate([problem.unit, -problem.unit])
-    doubled = Problem(both, jnp.ones(len(both)), dataclasses.replace(problem.record, sign="nonneg"))
-    codes, rounds = active_set.solve(doubled, task.t, task.lam, None, options.tol)
-    negative, m = codes.indices >= problem.n_latents, problem.n_latents
-    indices = np.where(negative, codes.indices - m, codes.indices)
-    return Codes(indices, np.where(negative, -codes.values, codes.values), m), rounds
+    options = task.options
+    steps = options.fista_steps if options.solver == "fista" else None
+    return SOLVERS[options.solver].solve(_request(task, task.start, steps))
 
 
 def optimal_refit(task: Task) -> Solved:
@@ -113,12 +84,7 @@ def optimal_refit(task: Task) -> Solved:
 
 
 def omp(task: Task) -> Solved:
-    budget = task.encoder.l0
-    # Under unit weights the atoms are not of unit norm, which the choice of the best one needs.
-    norms = np.linalg.norm(np.asarray(task.problem.unit), axis=1)
-    norms = np.where(norms > 0, norms, 1.0).astype(np.float32)
-    codes = pursuit.omp(task.problem.unit / norms[:, None], task.t, budget, task.problem.signed)
-    return codes.scaled(1 / norms), budget
+    return SOLVERS["omp"].solve(_request(task, None))
 
 
 class Mode(NamedTuple):

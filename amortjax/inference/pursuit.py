@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from amortjax.errors import AmortjaxError
 from amortjax.inference import support
 from amortjax.inference.active_set import best_of_blocks
 from amortjax.inference.codes import Codes, chunk_rows, round_up
 from amortjax.inference.objective import HIGHEST
+from amortjax.inference.request import Request, Solved
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "signed"))
@@ -79,3 +81,19 @@ def omp(unit: jax.Array, t: np.ndarray, budget: np.ndarray, signed: bool = False
             codes.indices[own, :width] = np.asarray(indices)[: len(own)]
             codes.values[own, :width] = np.asarray(values)[: len(own)]
     return codes
+
+
+def budget_of(request: Request) -> np.ndarray:
+    """The request's budget (n,), never above the latents there are; without one there is nothing to bound."""
+    if request.budget is None:
+        raise AmortjaxError("this solver needs a budget: the most latents each token may use")
+    return np.minimum(np.broadcast_to(request.budget, (len(request.t),)), request.problem.n_latents)
+
+
+def solve_omp(request: Request) -> Solved:
+    # Under unit weights the atoms are not of unit norm, which the choice of the best one needs.
+    problem, budget = request.problem, budget_of(request)
+    norms = np.linalg.norm(np.asarray(problem.unit), axis=1)
+    norms = np.where(norms > 0, norms, 1.0).astype(np.float32)
+    codes = omp(problem.unit / norms[:, None], request.t, budget, problem.signed)
+    return codes.scaled(1 / norms), budget

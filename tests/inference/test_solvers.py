@@ -17,7 +17,7 @@ TOL = 1e-5
 
 
 def by_active_set(problem, t, lam, n_steps=0):
-    codes, _ = active_set.solve(problem, t, np.broadcast_to(lam, len(t)), None, TOL)
+    codes, _ = active_set.optimum(problem, t, np.broadcast_to(lam, len(t)), None, TOL)
     return problem.unfold(codes)
 
 
@@ -109,7 +109,7 @@ KINDS = ("duplicates", "zero atoms", "fewer atoms than dimensions", "zero tokens
 def test_active_set_certifies_awkward_problems(kind):
     atoms, t, lam = awkward(kind)
     problem = objective.pose_dictionary(atoms)
-    codes, _ = active_set.solve(problem, t, np.full(len(t), lam), None, 1e-4)
+    codes, _ = active_set.optimum(problem, t, np.full(len(t), lam), None, 1e-4)
     assert objective.certify(problem, t, problem.unfold(codes), lam).relative_gap.max() <= 1e-4
 
 
@@ -119,7 +119,7 @@ def test_active_set_room_grows_and_nothing_is_cut():
     z = np.zeros((3, 160))
     z[0, :150], z[1, :2], z[2] = 1.0, 1.0, 2.0
     problem = objective.pose_dictionary(atoms)
-    codes, _ = active_set.solve(problem, (z @ atoms).astype(np.float32), np.full(3, 0.1), None, 1e-5)
+    codes, _ = active_set.optimum(problem, (z @ atoms).astype(np.float32), np.full(3, 0.1), None, 1e-5)
     np.testing.assert_allclose(
         codes.dense(), np.maximum(z - 0.1, 0), atol=1e-4
     )  # orthonormal: soft threshold
@@ -130,7 +130,7 @@ def test_lambda_zero_is_non_negative_least_squares():
 
     atoms, t = sparse_problem(6, d=20, m=12)
     problem = objective.pose_dictionary(atoms)
-    codes, _ = active_set.solve(problem, t, np.zeros(len(t)), None, 1e-4)
+    codes, _ = active_set.optimum(problem, t, np.zeros(len(t)), None, 1e-4)
     z = problem.unfold(codes).dense()
     for row, found in zip(t, z, strict=True):
         best = nnls(atoms.T.astype(np.float64), row.astype(np.float64))[1]
