@@ -1,12 +1,12 @@
 """Certified optimal codes: an active-set method that looks at the whole dictionary only to find violators.
 
-Each round solves the lasso on a token's few candidate atoms (`support`), then takes one full product U r, which
-both certifies the token (duality gap) and names the atoms that violate optimality. Certified tokens leave; the
-others keep their active atoms, take in the worst violators and go on. Candidates grow when a token needs more
-room; nothing is truncated. A token that can't be certified within the rounds comes back with its honest gap.
+Each round takes a few candidate atoms into a token's small lasso (`support`), solves it, and takes one full
+product U r, which both certifies the token (duality gap) and names the next candidates: the atoms that violate
+optimality most. Certified tokens leave. The small lasso's Gram matrix grows with the candidates, so that no
+inner product is taken twice; slots grow when a token needs more room, and nothing is truncated. A token that
+can't be certified within the rounds comes back with its honest gap.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -15,183 +15,336 @@ import jax.numpy as jnp
 import numpy as np
 
 from amortjax.inference import support
-from amortjax.inference.codes import Codes, chunk_rows, round_up
+from amortjax.inference.codes import Codes, concatenate, round_up
 from amortjax.inference.objective import HIGHEST, Problem, certify
 from amortjax.inference.request import Request, Solved
 
 MAX_ROUNDS = 60
-_BLOCKS = 128  # violators are the best of each of this many strided blocks
+_BLOCKS = 512  # candidates are the best of each of this many strided blocks
 _DOUBTFUL = 0.02  # lambda / ||t|| below which float32's own gap is checked in float64
+_EFFORT = 16  # most rounds of the small lasso
+_NEVER = -1e30  # the gain q of a slot that must stay at zero
 _TIGHTEST = 1e-7  # KKT residual of the small lasso relative to lam; below that float32 has nothing to say
 
 
-class Round(NamedTuple):
-    """What a round returns of each token: device arrays, then host arrays once gathered."""
+def best_of_blocks(score: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best score of each strided block, best `count` blocks: values and indices (n, count); and the largest
+    score (n,). score (n, M); of scores below 0 nothing is said.
 
-    v: Any  # (n, K) values on the support it was given
-    gap: Any  # (n,)
-    objective: Any  # (n,)
-    excess: Any  # (n,) largest correlation over the whole dictionary, minus lam
-    violators: Any  # (n, n_new) atoms to add
-    wanted: Any  # (n, n_new) bool: whether they violate optimality
-
-
-def best_of_blocks(score: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The best score of each strided block, best `count` blocks: values and indices (n, count).
-
-    score (n, M). A full top-k of M entries costs more than the product that made them; the best of each of
-    128 blocks is one pass. The worst violator is always among them.
+    A full top-k of M entries costs a good part of the product that made them. Here the row within a block
+    takes the place of a value's last bits (2^-14 of it at M = 65 536), so that one vectorised maximum finds
+    both. The worst violator is always among them, to those bits.
     """
     n, m = score.shape
-    padded = jnp.pad(score, ((0, 0), (0, -m % _BLOCKS)), constant_values=-jnp.inf)
-    blocks = padded.reshape(n, -1, _BLOCKS)
-    _, block = jax.lax.top_k(jnp.max(blocks, axis=1), count)
-    inside = jnp.take_along_axis(blocks, block[:, None, :], axis=2)
-    row = jnp.argmax(inside, axis=1)
-    value = jnp.take_along_axis(inside, row[:, None, :], axis=1)[:, 0, :]
-    return value, jnp.minimum(row * _BLOCKS + block, m - 1).astype(jnp.int32)
+    if m <= 4 * _BLOCKS:
+        value, index = jax.lax.top_k(score, count)
+        return value, index, value[:, 0]
+    score = jnp.pad(score, ((0, 0), (0, -m % _BLOCKS))).reshape(n, -1, _BLOCKS)
+    rows = score.shape[1]
+    mask = (1 << max(1, (rows - 1).bit_length())) - 1
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(score, 0.0), jnp.int32) & ~mask
+    key = jnp.max(bits | jnp.arange(rows, dtype=jnp.int32)[None, :, None], axis=1)
+    # Positive floats and their bits order alike; top_k is fast for floats only.
+    _, block = jax.lax.top_k(jax.lax.bitcast_convert_type(key, jnp.float32), count)
+    chosen = jnp.take_along_axis(key, block, axis=1)
+    value = jax.lax.bitcast_convert_type(chosen & ~mask, jnp.float32)
+    index = jnp.minimum((chosen & mask) * _BLOCKS + block, m - 1)
+    return value, index, jnp.max(jnp.max(score, axis=1), axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _start(unit: jax.Array, t: jax.Array, lam: jax.Array, count: int):
-    """The atoms best correlated with t, and whether they could be active at all."""
-    value, index = best_of_blocks(jnp.matmul(t, unit.T, precision=HIGHEST), count)
-    return index, value > lam[:, None]
+class _Slots(NamedTuple):
+    """The candidates of n tokens on the host, the newest last: indices (n, K), their signs (n, K) (1 unless the
+    problem is signed), values v >= 0 (n, K), used (n, K) bool."""
+
+    indices: Any
+    sign: Any
+    v: Any
+    used: Any
 
 
-@functools.partial(jax.jit, static_argnames="n_new")
-def _round(unit, t, lam, inner, indices, used, v, n_new: int) -> Round:
-    """One round for n tokens; `inner` (n,) is the KKT residual, relative to lam, at which the small lasso stops."""
-    atoms = support.gather(unit, indices, used)
-    gram = jnp.einsum("njd,nkd->njk", atoms, atoms, precision=HIGHEST)
-    q = jnp.einsum("nkd,nd->nk", atoms, t, precision=HIGHEST) - jnp.where(used, lam[:, None], 1.0)
-    rounding = 3e-7 * jnp.max(jnp.where(used, q + lam[:, None], 0.0), axis=1)
-    v = support.solve_on_support(gram, q, v, jnp.maximum(inner * lam, rounding))
-    r = t - jnp.einsum("nk,nkd->nd", v, atoms, precision=HIGHEST)
+class _Found(NamedTuple):
+    """What a round says of each token, (n,) or (n, K) or (n, fresh)."""
+
+    v: Any
+    flip: Any  # inactive slots that would do better with the other sign
+    gap: Any
+    objective: Any
+    excess: Any  # largest correlation over the whole dictionary, minus lam
+    candidates: Any  # atoms that violate optimality most
+    sign: Any
+    wanted: Any  # whether they violate it at all
+
+
+def _grown(unit, gram, t, slots: _Slots, fresh: int):
+    """The Gram matrix of the slots' atoms, of which `gram` (n, K - fresh, K - fresh) is known, and A t (n, K).
+    Unused slots hold some atom or other: they are kept at zero by the small lasso's q."""
+    cross, reach = support.inner_products(unit, slots.indices, t, fresh)
+    kept = slots.indices.shape[1] - fresh
+    if kept == 0:
+        return cross, reach
+    across = jnp.swapaxes(cross[:, :, :kept], 1, 2)
+    return jnp.concatenate([jnp.concatenate([gram, across], axis=2), cross], axis=1), reach
+
+
+def _round(unit, gram, t, lam, inner, slots: _Slots, fresh: int, n_new: int, signed: bool, effort: int):
+    """One round for a block of tokens; `inner` (n,) is the KKT residual, relative to lam, at which the small
+    lasso stops."""
+    gram, reach = _grown(unit, gram, t, slots, fresh)
+    s = slots.sign
+    own, reach = (gram * (s[:, :, None] * s[:, None, :]), reach * s) if signed else (gram, reach)
+    rounding = 3e-7 * jnp.max(jnp.where(slots.used, reach, 0.0), axis=1)
+    q = jnp.where(slots.used, reach - lam[:, None], _NEVER)
+    # Newton steps are for the stubborn few: a block waits for its slowest token.
+    patience = 4 if effort >= _EFFORT else effort
+    v = support.solve_on_support(own, q, slots.v, jnp.maximum(inner * lam, rounding), effort, patience)
+    r = t - support.combined(unit, slots.indices, s * v)
     c = jnp.matmul(r, unit.T, precision=HIGHEST)
-    top = jnp.max(c, axis=1)
-    s = jnp.where(top > lam, lam / jnp.maximum(top, 1e-30), 1.0)
-    at = jnp.einsum("nkd,nd->nk", atoms, r, precision=HIGHEST)
+    score, index, top = best_of_blocks(jnp.abs(c) if signed else c, n_new)
+    at = s * jnp.take_along_axis(c, slots.indices, axis=1)
+    shrink = jnp.where(top > lam, lam / jnp.maximum(top, 1e-30), 1.0)
     energy = jnp.sum(r * r, axis=1)
-    slack = jnp.sum(v * jnp.maximum(lam[:, None] - s[:, None] * at, 0.0), axis=1)
-    objective = 0.5 * energy + lam * jnp.sum(v, axis=1)
-    score, index = best_of_blocks(c, n_new)
-    known = jnp.any((index[:, :, None] == indices[:, None, :]) & used[:, None, :], axis=2)
-    return Round(
-        v, 0.5 * (1 - s) ** 2 * energy + slack, objective, top - lam, index, (score > lam[:, None]) & ~known
-    )
+    slack = jnp.sum(v * jnp.maximum(lam[:, None] - shrink[:, None] * at, 0.0), axis=1)
+    known = jnp.any((index[:, :, None] == slots.indices[:, None, :]) & slots.used[:, None, :], axis=2)
+    gap, objective = 0.5 * (1 - shrink) ** 2 * energy + slack, 0.5 * energy + lam * jnp.sum(v, axis=1)
+    flip = (slots.used & (v == 0) & (at < -lam[:, None])) if signed else jnp.zeros(v.shape, bool)
+    wanted = (score > lam[:, None]) & ~known
+    return _Found(v, flip, gap, objective, top - lam, index, _signs(c, index, signed), wanted), gram
 
 
-class _State(NamedTuple):
-    """Support of every token on the host, grown together: indices and values (N, K), used (N, K) bool."""
-
-    indices: np.ndarray
-    v: np.ndarray
-    used: np.ndarray
+def _signs(c, index, signed: bool):
+    if not signed:
+        return jnp.ones(index.shape, c.dtype)
+    return jnp.where(jnp.take_along_axis(c, index, axis=1) < 0, -1.0, 1.0)
 
 
-def _initial(unit, t, lam, start: Codes | None) -> _State:
-    """From given codes' supports, or from the best-correlated atoms."""
-    if start is not None:
-        v = np.maximum(np.asarray(start.values), 0.0)
-        return _packed(np.asarray(start.indices), v, v > 0)
-    index, used = _start(unit, t, lam, min(48, unit.shape[0], _BLOCKS))
-    return _packed(np.asarray(index), np.zeros(index.shape, np.float32), np.asarray(used))
+@functools.partial(jax.jit, static_argnames=("block", "fresh", "n_new", "signed", "effort"))
+def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, signed, effort):
+    """`_round` over blocks of `block` rows, as many as `n_blocks` (dynamic) says: one compilation serves any
+    number of tokens, and only one block's correlations are ever dense. args: (t, lam, inner, slots) of R rows.
+    The known Gram entries are those of row `place` (R,) of `gram`, slots `order` (R, K - fresh)."""
+    n_slots = args[3].indices.shape[1]
+
+    def one(i, out):
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, i * block, block)  # noqa: E731
+        known = None
+        if fresh < n_slots:
+            # Rows, a transpose and rows again, because whole rows are fast to gather and single entries are not.
+            rows, slots = cut(place)[:, None], cut(order)
+            known = jnp.swapaxes(gram.at[rows, slots].get(mode="promise_in_bounds"), 1, 2)
+            known = known.at[jnp.arange(block)[:, None], slots].get(mode="promise_in_bounds")
+        found = _round(unit, known, *jax.tree.map(cut, args), fresh, n_new, signed, effort)
+        put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
+        return jax.tree.map(put, out, found)
+
+    n = len(args[0])
+    start = _blank(n, n_slots, n_new), jnp.zeros((n, n_slots, n_slots))
+    return jax.lax.fori_loop(0, n_blocks, one, start)
 
 
-def _packed(indices: np.ndarray, v: np.ndarray, used: np.ndarray, room: int = 0) -> _State:
-    """Used slots first, the capacity a power of two with `room` to spare."""
-    order = np.argsort(~used, axis=1, kind="stable")
-    indices, v, used = (np.take_along_axis(a, order, axis=1) for a in (indices, v, used))
-    capacity = round_up(int(used.sum(axis=1).max(initial=0)) + room, at_least=32)
-    pad = ((0, 0), (0, max(0, capacity - indices.shape[1])))
-    return _State(*(np.pad(a, pad)[:, :capacity] for a in (indices, v, used)))
+def _blank(n: int, n_slots: int, n_new: int) -> _Found:
+    each, slots, new = jnp.zeros(n), jnp.zeros((n, n_slots)), jnp.zeros((n, n_new))
+    return _Found(slots, slots > 0, each, each, each, new.astype(jnp.int32), new, new > 0)
 
 
-def _advance(state: _State, out: Round) -> _State:
-    """Active atoms stay, violators come in at zero."""
-    v = np.asarray(out.v)
-    indices = np.concatenate([state.indices, np.asarray(out.violators)], axis=1)
-    values = np.concatenate([v, np.zeros(out.violators.shape, v.dtype)], axis=1)
-    used = np.concatenate([state.used & (v > 0), np.asarray(out.wanted)], axis=1)
-    return _packed(indices, values, used)
+@functools.partial(jax.jit, static_argnames=("count", "block", "signed"))
+def _start(unit, t, n_blocks, *, count, block, signed):
+    """The atoms best correlated with t (R, D): scores, indices and signs (R, count)."""
+
+    def one(i, out):
+        part = jax.lax.dynamic_slice_in_dim(t, i * block, block)
+        c = jnp.matmul(part, unit.T, precision=HIGHEST)
+        score, index, _ = best_of_blocks(jnp.abs(c) if signed else c, count)
+        found = score, index, _signs(c, index, signed)
+        put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
+        return jax.tree.map(put, out, found)
+
+    zeros = jnp.zeros((len(t), count))
+    return jax.lax.fori_loop(0, n_blocks, one, (zeros, zeros.astype(jnp.int32), zeros))
 
 
-def _run_round(unit, t, lam, inner, state: _State) -> Round:
-    """A round over all the tokens, in padded chunks of few shapes."""
-    n, capacity = state.indices.shape
-    n_new = min(max(12, capacity // 4), _BLOCKS, unit.shape[0])
-    chunk = chunk_rows(n, 4 * max(capacity * (unit.shape[1] + 2 * capacity), 2 * unit.shape[0]))
-    parts = []
-    for i in range(0, n, chunk):
-        pad = lambda a: np.pad(a[i : i + chunk], [(0, max(0, i + chunk - n))] + [(0, 0)] * (a.ndim - 1))  # noqa: B023, E731
-        args = (
-            pad(t),
-            np.maximum(pad(lam), 1e-30),
-            pad(inner),
-            pad(state.indices),
-            pad(state.used),
-            pad(state.v),
+class _Batch(NamedTuple):
+    """Tokens not yet certified, on the host but for `gram`: their rows, their slots (the last `fresh` of them
+    new), and where the Gram entries of the others are known: row `place` (n,) and slots `order` (n, K - fresh)
+    of `gram`. `n_new`: candidates the next round shall name."""
+
+    rows: np.ndarray
+    slots: _Slots
+    fresh: int
+    n_new: int
+    gram: Any
+    place: np.ndarray
+    order: np.ndarray
+    effort: int = 2  # rounds of the small lasso: few while candidates are missing anyway
+
+    def take(self, keep: Any) -> "_Batch":
+        slots = _Slots(*(a[keep] for a in self.slots))
+        return self._replace(
+            rows=self.rows[keep], slots=slots, place=self.place[keep], order=self.order[keep]
         )
-        out = _round(unit, *args, n_new=n_new)
-        parts.append([np.asarray(a)[: min(chunk, n - i)] for a in out])
-    return Round(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+_CAPACITIES = (32, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768)
+
+
+def _capacity(n: int) -> int:
+    """Few distinct slot counts, so few compilations."""
+    return next((c for c in _CAPACITIES if n <= c), -(-n // 512) * 512)
+
+
+def _shape(n: int, n_slots: int, n_latents: int) -> tuple[int, int]:
+    """Rows of the buffers (at least n, unless the Gram matrices of so many would not fit in 128 MiB) and of a
+    block, whose correlations and Gram matrices should stay in cache on a CPU."""
+    most = 1024 if n_slots <= 160 else 256 if n_slots <= 320 else 64 if n_slots <= 768 else 16
+    rows = next(r for r in (16, 64, 256, 1024) if n <= r or r >= most)
+    if jax.default_backend() != "cpu":
+        return rows, rows
+    fits = max(8, (16 << 20) // (4 * max(n_latents, 2 * n_slots**2)))
+    block = min(rows, 256, 1 << (fits.bit_length() - 1))
+    # Half of it, where that leaves less of the last block empty.
+    return rows, block if block < 256 or -(-n // 128) % 2 == 0 else 128
+
+
+def _padded(a: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(a, [(0, rows - len(a))] + [(0, 0)] * (a.ndim - 1))
+
+
+def _run(problem: Problem, t, lam, inner, batch: _Batch) -> tuple[_Found, jax.Array]:
+    """A round for a batch that fits its buffers: what it found, on the host, and the new Gram matrices."""
+    n, n_slots = batch.slots.indices.shape
+    rows, block = _shape(n, n_slots, problem.n_latents)
+    gram = jnp.zeros((1, 1, 1)) if batch.gram is None else batch.gram
+    pad = lambda a: _padded(a, rows)  # noqa: E731
+    args = (pad(t), np.maximum(pad(lam), 1e-30), pad(inner), _Slots(*(pad(a) for a in batch.slots)))
+    options = {"block": block, "fresh": batch.fresh, "n_new": batch.n_new, "signed": problem.signed}
+    options["effort"] = batch.effort
+    place, order = pad(batch.place), pad(batch.order)
+    found, gram = _rounds(problem.unit, gram, place, order, -(-n // block), args, **options)
+    return _Found(*(np.asarray(a)[:n] for a in found)), gram
+
+
+def _initial(problem: Problem, t: np.ndarray, start: Codes | None) -> _Batch:
+    """From given codes' supports, or from the best-correlated atoms."""
+    n, m = len(t), problem.n_latents
+    if start is not None:
+        values = np.asarray(start.values) if problem.signed else np.maximum(np.asarray(start.values), 0.0)
+        slots = _Slots(np.asarray(start.indices), np.sign(values), np.abs(values), values != 0)
+        order = np.argsort(~slots.used, axis=1, kind="stable")
+        n_slots = _capacity(int(slots.used.sum(axis=1).max(initial=0)))
+        slots = _ordered(slots, order, n_slots)
+    else:
+        n_slots = min(32, m)
+        rows, block = _shape(n, n_slots, problem.n_latents)
+        options = {"count": n_slots, "block": block, "signed": problem.signed}
+        score, index, sign = (
+            np.asarray(a)[:n] for a in _start(problem.unit, _padded(t, rows), -(-n // block), **options)
+        )
+        slots = _Slots(index, sign, np.zeros_like(score), score > 0)
+    place, order = np.zeros(n, np.int32), np.zeros((n, 0), np.int32)
+    # More candidates a round, so fewer rounds, where the product over the dictionary is the dear part.
+    n_new = 32 if problem.unit.size >= 1 << 22 else 16
+    return _Batch(np.arange(n), slots, n_slots, min(n_new, m), None, place, order)
+
+
+def _ordered(slots: _Slots, order: np.ndarray, n_slots: int) -> _Slots:
+    """The first `n_slots` slots in the given order, padded with unused ones."""
+    order = order[:, :n_slots]
+    pad = ((0, 0), (0, n_slots - order.shape[1]))
+    slots = _Slots(*(np.pad(np.take_along_axis(a, order, axis=1), pad) for a in slots))
+    return slots._replace(sign=np.where(slots.used, slots.sign, 1.0).astype(np.float32))
+
+
+def _following(batch: _Batch, found: _Found, gram: jax.Array, open_: np.ndarray, n_latents: int) -> _Batch:
+    """The tokens still open: active slots first and all kept while there is room, candidates behind them."""
+    batch = batch.take(open_)
+    found = _Found(*(a[open_] for a in found))
+    sign = np.where(found.flip, -batch.slots.sign, batch.slots.sign)
+    slots = batch.slots._replace(v=found.v, sign=sign)
+    n_active, wanted = (found.v > 0).sum(axis=1), found.wanted.sum(axis=1)
+    fresh = min(found.candidates.shape[1], _few(np.quantile(wanted, 0.95)))
+    n_slots = _capacity(int(n_active.max()) + fresh)
+    order = np.argsort(np.where(found.v > 0, 0, np.where(slots.used, 1, 2)), axis=1, kind="stable")
+    order = order[:, : n_slots - fresh].astype(np.int32)
+    kept = _ordered(slots, order, n_slots - fresh)
+    order = np.pad(order, ((0, 0), (0, n_slots - fresh - order.shape[1])))
+    new = _Slots(found.candidates, found.sign, np.zeros_like(found.sign), found.wanted)
+    new = _Slots(*(a[:, :fresh] for a in new))
+    slots = _Slots(*(np.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True)))
+    # Where nearly all that were taken in are active, many more are to come; after the second round, few.
+    dense = n_active.mean() > 0.8 * batch.slots.indices.shape[1]
+    n_new = 2 * fresh if dense else batch.n_new if batch.gram is None else 16
+    # While candidates are missing, accuracy is wasted.
+    effort = min(2 * batch.effort, _EFFORT // 2 if wanted.mean() > 4 else _EFFORT)
+    place = np.flatnonzero(open_).astype(np.int32)
+    return _Batch(batch.rows, slots, fresh, min(n_new, 128, n_latents), gram, place, order, effort)
+
+
+def _few(n: float) -> int:
+    """Few distinct numbers of candidates."""
+    return next((c for c in (16, 32, 64) if n <= c), 128)
 
 
 def optimum(
     problem: Problem, t: np.ndarray, lam: np.ndarray, start: Codes | None, tol: float = 1e-4
-) -> tuple[Codes, np.ndarray]:
+) -> Solved:
     """Optimal folded codes of t (N, D) at lam (N,) to a relative gap of `tol`, and the rounds each token took.
 
     `start`: folded codes to begin from, or None. With lam = 0 it stops at the KKT conditions of non-negative
     least squares (relative to ||t||), where the scaled dual point says nothing.
     """
-    unit, t = problem.unit, np.asarray(t, np.float32)
+    t = np.asarray(t, np.float32)
     lam = np.broadcast_to(np.asarray(lam, np.float32), (len(t),))
-    n_latents, norm = unit.shape[0], np.linalg.norm(t, axis=1)
-    state = _initial(unit, t, lam, start)
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    rows, rounds = np.arange(len(t)), np.zeros(len(t), np.int32)
-    best = np.full(len(t), np.inf)
-    inner = np.full(len(t), max(0.1 * np.sqrt(tol), _TIGHTEST), np.float32)
-    for i in range(MAX_ROUNDS):
-        out = _run_round(unit, t[rows], lam[rows], inner[rows], state)
-        rounds[rows] = i + 1
-        optimal = np.where(
-            lam[rows] > 0, out.gap <= 0.5 * tol * out.objective, out.excess <= 1e-5 * norm[rows]
-        )
-        # Without a violator it is the small lasso that wants accuracy; at its tightest, what remains is rounding.
-        idle = ~np.any(out.wanted, axis=1)
-        stuck = idle & (inner[rows] <= _TIGHTEST)
-        # So it is where lambda is small: near the rank, float32 trades one atom for another without an end.
-        stuck |= (lam[rows] < _DOUBTFUL * norm[rows]) & (out.objective >= best[rows] * (1 - 1e-6))
-        best[rows] = np.minimum(best[rows], out.objective)
-        inner[rows[idle]] = np.maximum(inner[rows[idle]] * 0.1, _TIGHTEST)
-        done = optimal | stuck | (i == MAX_ROUNDS - 1)
-        kept.append((rows[done], state.indices[done], out.v[done]))
-        if done.all():
-            break
-        rows, left = rows[~done], ~done
-        state = _advance(_State(*(a[left] for a in state)), Round(*(a[left] for a in out)))
-    codes = _gathered(kept, len(t), n_latents)
+    solved = []
+    for i in range(0, len(t), 1024):
+        part = slice(i, i + 1024)
+        own = None if start is None else start.rows(i, i + 1024)
+        solved.append(_solve_part(problem, t[part], lam[part], own, tol))
+    codes = concatenate([codes for codes, _ in solved])
+    rounds = np.concatenate([rounds for _, rounds in solved])
     # Where lambda is small against ||t||, float32 can take a gap for closed that is not.
-    doubtful = np.flatnonzero((lam > 0) & (lam < _DOUBTFUL * norm))
+    doubtful = np.flatnonzero((lam > 0) & (lam < _DOUBTFUL * np.linalg.norm(t, axis=1)))
     return _mended(problem, t, lam, codes, doubtful, tol), rounds
 
 
+def _solve_part(problem: Problem, t: np.ndarray, lam: np.ndarray, start: Codes | None, tol: float) -> Solved:
+    """Rounds until every token is done; those still open stay together while their buffers fit."""
+    norm, rounds = np.linalg.norm(t, axis=1), np.zeros(len(t), np.int32)
+    best = np.full(len(t), np.inf)
+    inner = np.full(len(t), max(0.1 * np.sqrt(tol), _TIGHTEST), np.float32)
+    kept: list[tuple[np.ndarray, _Slots]] = []
+    pending = _pieces(_initial(problem, t, start), problem.n_latents)
+    while pending:
+        batch = pending.pop()
+        rows = batch.rows
+        found, gram = _run(problem, t[rows], lam[rows], inner[rows], batch)
+        rounds[rows] += 1
+        optimal = np.where(
+            lam[rows] > 0, found.gap <= 0.9 * tol * found.objective, found.excess <= 1e-5 * norm[rows]
+        )
+        # Without a violator it is the small lasso that wants accuracy; at its tightest, what remains is rounding.
+        idle = ~np.any(found.wanted, axis=1) & ~np.any(found.flip, axis=1)
+        # So it is where lambda is small: near the rank, float32 trades one atom for another without an end.
+        trading = (lam[rows] < _DOUBTFUL * norm[rows]) & (found.objective >= best[rows] * (1 - 1e-6))
+        stuck = (idle | trading) & (inner[rows] <= _TIGHTEST)
+        best[rows] = np.minimum(best[rows], found.objective)
+        tighter = rows[idle | trading]
+        inner[tighter] = np.maximum(inner[tighter] * 0.1, _TIGHTEST)
+        done = optimal | stuck | (rounds[rows] >= MAX_ROUNDS)
+        kept.append((rows[done], _Slots(*(a[done] for a in batch.slots._replace(v=found.v)))))
+        if not done.all():
+            following = _following(batch, found, gram, ~done, problem.n_latents)
+            pending += _pieces(following, problem.n_latents)
+    return _gathered(kept, len(t), problem.n_latents), rounds
+
+
+def _pieces(batch: _Batch, n_latents: int) -> list[_Batch]:
+    """The batch, cut to what its buffers hold."""
+    rows, _ = _shape(len(batch.rows), batch.slots.indices.shape[1], n_latents)
+    return [batch.take(slice(i, i + rows)) for i in range(0, len(batch.rows), rows)]
+
+
 def solve(request: Request) -> Solved:
-    """Certified optima; signed problems are posed with the atoms and their negatives, of which an optimum never
-    uses both."""
-    problem, lam, tol = request.problem, request.lam, request.settings.tol
-    if not problem.signed:
-        return optimum(problem, request.t, lam, request.start, tol)
-    both = jnp.concatenate([problem.unit, -problem.unit])
-    doubled = Problem(both, jnp.ones(len(both)), dataclasses.replace(problem.record, sign="nonneg"))
-    codes, rounds = optimum(doubled, request.t, lam, None, tol)
-    m = problem.n_latents
-    negative = codes.indices >= m
-    indices = np.where(negative, codes.indices - m, codes.indices)
-    return Codes(indices, np.where(negative, -codes.values, codes.values), m), rounds
+    """Certified optima of a request; see `optimum`."""
+    return optimum(request.problem, request.t, request.lam, request.start, request.settings.tol)
 
 
 def _mended(
@@ -210,8 +363,9 @@ def _mended(
 def _polished(unit: np.ndarray, t: np.ndarray, lam: float, indices: np.ndarray, v: np.ndarray) -> np.ndarray:
     """One token's values (K,) on its support, solved again in float64: for the few that float32 leaves just
     short of the tolerance (lambda small against ||t||, or nearly dependent atoms)."""
-    atoms = unit[indices]
-    z, face = v.astype(np.float64), v > 0
+    sign = np.where(v < 0, -1.0, 1.0)
+    atoms = unit[indices] * sign[:, None]
+    z, face = np.abs(v).astype(np.float64), v != 0
     for _ in range(int(face.sum())):
         a = atoms[face]
         target = np.linalg.lstsq(a @ a.T, a @ t - lam, rcond=1e-12)[0]
@@ -223,15 +377,17 @@ def _polished(unit: np.ndarray, t: np.ndarray, lam: float, indices: np.ndarray, 
         z[~face] = 0.0
         if length == 1.0:
             break
-    return z.astype(np.float32)
+    return (sign * z).astype(np.float32)
 
 
-def _gathered(kept: list, n: int, n_latents: int) -> Codes:
+def _gathered(kept: list[tuple[np.ndarray, _Slots]], n: int, n_latents: int) -> Codes:
     """The codes of all tokens in order, with no more slots than the densest needs."""
-    parts = [(rows, _packed(indices, v, v > 0)) for rows, indices, v in kept if len(rows)]
-    capacity = max([part.indices.shape[1] for _, part in parts], default=16)
+    most = max([int((slots.v > 0).sum(axis=1).max(initial=0)) for _, slots in kept], default=0)
+    capacity = round_up(most, at_least=16)
     indices, values = np.zeros((n, capacity), np.int32), np.zeros((n, capacity), np.float32)
-    for rows, part in parts:
-        width = part.indices.shape[1]
-        indices[rows, :width], values[rows, :width] = part.indices, np.where(part.used, part.v, 0.0)
+    for rows, slots in kept:
+        order = np.argsort(slots.v <= 0, axis=1, kind="stable")[:, :capacity]
+        own = _ordered(slots._replace(used=slots.used & (slots.v > 0)), order, capacity)
+        indices[rows] = np.where(own.used, own.indices, 0)
+        values[rows] = np.where(own.used, own.sign * own.v, 0.0)
     return Codes(indices, values, n_latents)
