@@ -5,10 +5,13 @@
 A panel is one metric, a bar one mode, always in the same order and colour; the arrow says which way is
 better. The bar's thin line is the 95 % interval. On absorption the black tick is the chance value. The only
 importer of matplotlib, which is loaded when something is drawn.
+
+    draw_bench(rows, "outputs/bench")      # what codes cost against how good they are: bench_inference's rows
 """
 
 import io
 import itertools
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +25,7 @@ from amortjax.report.tables import held_equal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 # Okabe & Ito (2008), told apart under the common colour blindnesses; grey for the reference.
 COLOURS = {
@@ -148,6 +152,118 @@ def _end(row: Row, panel: Panel) -> float | None:
     if row.get(panel.key) is None:
         return None
     return max(row[k] for k in (panel.key, f"{panel.key}_hi", panel.tick) if row.get(k) is not None)
+
+
+BENCH_COLOURS = {"amortjax": "#0072B2", "l0": "#009E73"}  # of ours, and of ours bounded in L0; others are
+OTHER_LIBRARY = "#D55E00"
+SMALLEST_GAP = 1e-8  # a certificate in float32 says nothing below
+
+
+def draw_bench(rows: Iterable[Row], folder: str | Path, stem: str = "compute_against_gap") -> list[Path]:
+    """STEM.png and STEM.svg: one panel per problem, one marker per solver at (encoder forwards, median
+    relative gap), with a line up to the worst token."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    problems: dict[str, list[Row]] = {}
+    for row in rows:
+        problems.setdefault(row["problem"], []).append(row)
+    wide = min(len(problems), 2)
+    high = -(-len(problems) // wide)
+    figure = Figure(figsize=(7.4 * wide, 5.2 * high + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(high, wide, squeeze=False).ravel()
+    for axis, (name, block) in zip(axes, problems.items(), strict=False):
+        _draw_costs(axis, name, block)
+    for axis in axes[len(problems) :]:
+        axis.set_visible(False)
+    caption = (
+        "Blue: this library; green: this library, bounded in L0 (the gap is not its aim); orange: others. "
+        "Lines reach up to the worst token; below the dashes a token counts as certified."
+    )
+    figure.supxlabel("\n".join(textwrap.wrap(caption, 95 * wide)), fontsize=9)
+    # Where labels fit is known only once the panels have their final places.
+    figure.draw_without_rendering()
+    for axis, block in zip(axes, problems.values(), strict=False):
+        _label_costs(axis, block)
+    paths = [Path(folder) / f"{stem}.{ending}" for ending in ("png", "svg")]
+    for path in paths:
+        write_atomically(path, _rendered(figure, path.suffix[1:]))
+    return paths
+
+
+def _gap(row: Row, which: str) -> float:
+    value = row.get(f"relative_gap_{which}")
+    return 1.0 if value is None else min(max(value, SMALLEST_GAP), 1.0)
+
+
+def _bench_colour(row: Row) -> str:
+    kind = "l0" if row["goal"] == "l0" else row["library"]
+    return BENCH_COLOURS.get(kind, OTHER_LIBRARY)
+
+
+def _draw_costs(axis: "Axes", name: str, block: list[Row]) -> None:
+    for row in block:
+        x, colour = row["forwards"], _bench_colour(row)
+        ends = [_gap(row, "median"), _gap(row, "worst")]
+        axis.plot([x, x], ends, color=colour, linewidth=1.2, alpha=0.55, zorder=2)
+        axis.plot([x], ends[1:], marker="_", markersize=6, color=colour, alpha=0.55, zorder=2)
+        axis.plot([x], ends[:1], marker="o", markersize=6, color=colour, zorder=3)
+    axis.axhline(block[0]["tol"], color="#555555", linewidth=0.9, linestyle=(0, (5, 3)), zorder=1.5)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_ylim(SMALLEST_GAP / 2, 2)
+    costs = [row["forwards"] for row in block]
+    # Room on the right for the labels of the dearest.
+    axis.set_xlim(0.6 * min(costs), 4 * max(costs))
+    axis.set_title(f"{name}: optimum's L0 {block[0]['optimum_l0']:.3g}", fontsize=10.5, loc="left")
+    axis.set_xlabel("encoder forwards", fontsize=9)
+    axis.set_ylabel("relative gap", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(color="#EEEEEE", zorder=0)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _label_costs(axis: "Axes", block: list[Row]) -> None:
+    """Each marker's name beside it, at the nearest place that covers neither another name nor a marker."""
+    from matplotlib.transforms import Bbox
+
+    ends = [[(row["forwards"], _gap(row, which)) for which in ("median", "worst")] for row in block]
+    marks = [axis.transData.transform(pair) for pair in ends]
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, max(y, top) + 6) for (x, y), (_, top) in marks]
+    back = axis.transData.inverted()
+    for row, ((x, y), _) in sorted(zip(block, marks, strict=True), key=lambda pair: -pair[1][0][1]):
+        colour = _bench_colour(row)
+        text = axis.text(row["forwards"], _gap(row, "median"), row["solver"], fontsize=8, va="center")
+        text.set(color=colour, zorder=5)
+        place = _free_place((x, y), text.get_window_extent(), axis.get_window_extent(), taken)
+        taken.append(place)
+        middle = (place.y0 + place.y1) / 2
+        left, level = back.transform((place.x0, middle))
+        text.set_position((float(left), float(level)))
+        near = min(max(x, place.x0), place.x1)
+        if abs(near - x) + abs(middle - y) > 24:
+            line = back.transform([(x, y), (near, middle)])
+            axis.plot(*line.T, color=colour, linewidth=0.5, zorder=1)
+
+
+def _free_place(at: tuple[float, float], box: "Bbox", panel: "Bbox", taken: list["Bbox"]) -> "Bbox":
+    """Where a text of the size of `box` may stand near `at` (pixels); the last place tried if all are taken."""
+    from matplotlib.transforms import Bbox
+
+    # Right, left, above, below, and on the diagonals, further and further out.
+    around = [(1, 0), (-1, 0), (0.3, 1), (0.3, -1), (1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6)]
+    for far in (10, 18, 30, 45, 65, 90, 120, 160, 200):
+        for dx, dy in around:
+            left = at[0] + far * dx - (box.width if dx < 0 else 0)
+            place = Bbox.from_bounds(left, at[1] + far * dy - box.height / 2, box.width, box.height)
+            inside = (
+                panel.x0 < place.x0 and place.x1 < panel.x1 and panel.y0 < place.y0 and place.y1 < panel.y1
+            )
+            if inside and not any(place.overlaps(other) for other in taken):
+                return place
+    return place
 
 
 def _rendered(figure: "Figure", ending: str) -> bytes:
