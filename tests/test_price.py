@@ -64,6 +64,31 @@ def test_gaps_at_one_lambda_bracket_the_truth_and_order_the_modes(table):
     assert upper == sorted(upper)
 
 
+def test_the_price_at_one_lambda_is_amplitude_and_support(table):
+    rows, _ = table
+    for mode in MODES:
+        row = rows["same_lambda", mode]
+        amplitude, support = row["price_amplitude"], row["price_support"]
+        assert amplitude >= 0 and support >= 0
+        assert amplitude + support == pytest.approx(row["suboptimality_lower"], abs=1e-12)
+        assert amplitude <= row["price_amplitude_upper"]
+        assert row["price_support_lower"] <= support <= row["price_support_upper"]
+        if mode != "optimal":
+            assert row["price_amplitude_upper"] - amplitude <= 2e-4  # the denominators' difference
+            assert row["price_amplitude_lo"] <= amplitude <= row["price_amplitude_hi"]
+        assert row["gap_width"] == pytest.approx(row["gap_upper"] - row["gap_lower"], abs=1e-9)
+    encoder, scaled = rows["same_lambda", "amortized"], rows["same_lambda", "encoder_scaled"]
+    # One scale changes amplitudes only: what is left is on the same support.
+    assert scaled["price_support"] == pytest.approx(encoder["price_support"], rel=1e-6)
+    assert 0 < scaled["price_amplitude"] < encoder["price_amplitude"]
+    # The optimum's support is right but for the few latents that a refit without penalty drops.
+    refit = rows["same_lambda", "optimal_refit"]
+    assert refit["price_support"] < 0.01 * refit["price_amplitude"]
+    for (condition, mode), row in rows.items():
+        if condition != "same_lambda" and mode != "optimal":
+            assert row.get("price_amplitude") is None
+
+
 def test_l0_is_matched_where_it_is_said_to_be(table):
     rows, _ = table
     for mode in ("semi_amortized", "non_amortized", "optimal", "optimal_refit"):
@@ -93,6 +118,7 @@ def test_heads_and_other_tolerances_are_reported(table):
     row = rows["same_lambda", "optimal"]
     assert row["dead@100"] >= row["dead"] == row["dead_tol1e-06"]
     assert row["certified_dead"] <= row["dead"]
+    assert row["possibly_active"] >= row["l0"]
     assert row["l0_tol0.001"] > 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from amortjax.inference import support
 from amortjax.inference.codes import Codes, concatenate, round_up
 from amortjax.inference.objective import HIGHEST, Problem, certify
-from amortjax.inference.request import Request, Solved
+from amortjax.inference.request import Precision, Request, Solved
 
 MAX_ROUNDS = 60
 _BLOCKS = 512  # candidates are the best of each of this many strided blocks
@@ -86,7 +86,29 @@ def _grown(unit, gram, t, slots: _Slots, fresh: int):
     return jnp.concatenate([jnp.concatenate([gram, across], axis=2), cross], axis=1), reach
 
 
-def _round(unit, gram, t, lam, inner, slots: _Slots, fresh: int, n_new: int, signed: bool, effort: int):
+def _product(r: jax.Array, unit: jax.Array, precision: Precision) -> jax.Array:
+    """r U^T, float32, (n, M). Lower precisions cost less where the device has them, and a few candidates."""
+    if precision == "bfloat16":
+        r, unit = r.astype(jnp.bfloat16), unit.astype(jnp.bfloat16)
+        return jnp.matmul(r, unit.T, preferred_element_type=jnp.float32)
+    return jnp.matmul(
+        r, unit.T, precision=jax.lax.Precision.HIGH if precision == "tensorfloat32" else HIGHEST
+    )
+
+
+def _round(
+    unit,
+    gram,
+    t,
+    lam,
+    inner,
+    slots: _Slots,
+    fresh: int,
+    n_new: int,
+    signed: bool,
+    effort: int,
+    precision: Precision,
+):
     """One round for a block of tokens; `inner` (n,) is the KKT residual, relative to lam, at which the small
     lasso stops."""
     gram, reach = _grown(unit, gram, t, slots, fresh)
@@ -98,7 +120,7 @@ def _round(unit, gram, t, lam, inner, slots: _Slots, fresh: int, n_new: int, sig
     patience = 4 if effort >= _EFFORT else effort
     v = support.solve_on_support(own, q, slots.v, jnp.maximum(inner * lam, rounding), effort, patience)
     r = t - support.combined(unit, slots.indices, s * v)
-    c = jnp.matmul(r, unit.T, precision=HIGHEST)
+    c = _product(r, unit, precision)
     score, index, top = best_of_blocks(jnp.abs(c) if signed else c, n_new)
     at = s * jnp.take_along_axis(c, slots.indices, axis=1)
     shrink = jnp.where(top > lam, lam / jnp.maximum(top, 1e-30), 1.0)
@@ -117,8 +139,8 @@ def _signs(c, index, signed: bool):
     return jnp.where(jnp.take_along_axis(c, index, axis=1) < 0, -1.0, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("block", "fresh", "n_new", "signed", "effort"))
-def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, signed, effort):
+@functools.partial(jax.jit, static_argnames=("block", "fresh", "n_new", "signed", "effort", "precision"))
+def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, signed, effort, precision):
     """`_round` over blocks of `block` rows, as many as `n_blocks` (dynamic) says: one compilation serves any
     number of tokens, and only one block's correlations are ever dense. args: (t, lam, inner, slots) of R rows.
     The known Gram entries are those of row `place` (R,) of `gram`, slots `order` (R, K - fresh)."""
@@ -132,7 +154,7 @@ def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, si
             rows, slots = cut(place)[:, None], cut(order)
             known = jnp.swapaxes(gram.at[rows, slots].get(mode="promise_in_bounds"), 1, 2)
             known = known.at[jnp.arange(block)[:, None], slots].get(mode="promise_in_bounds")
-        found = _round(unit, known, *jax.tree.map(cut, args), fresh, n_new, signed, effort)
+        found = _round(unit, known, *jax.tree.map(cut, args), fresh, n_new, signed, effort, precision)
         put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
         return jax.tree.map(put, out, found)
 
@@ -146,13 +168,13 @@ def _blank(n: int, n_slots: int, n_new: int) -> _Found:
     return _Found(slots, slots > 0, each, each, each, new.astype(jnp.int32), new, new > 0)
 
 
-@functools.partial(jax.jit, static_argnames=("count", "block", "signed"))
-def _start(unit, t, n_blocks, *, count, block, signed):
+@functools.partial(jax.jit, static_argnames=("count", "block", "signed", "precision"))
+def _start(unit, t, n_blocks, *, count, block, signed, precision):
     """The atoms best correlated with t (R, D): scores, indices and signs (R, count)."""
 
     def one(i, out):
         part = jax.lax.dynamic_slice_in_dim(t, i * block, block)
-        c = jnp.matmul(part, unit.T, precision=HIGHEST)
+        c = _product(part, unit, precision)
         score, index, _ = best_of_blocks(jnp.abs(c) if signed else c, count)
         found = score, index, _signs(c, index, signed)
         put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
@@ -174,6 +196,7 @@ class _Batch(NamedTuple):
     gram: Any
     place: np.ndarray
     order: np.ndarray
+    precision: Precision
     effort: int = 2  # rounds of the small lasso: few while candidates are missing anyway
 
     def take(self, keep: Any) -> "_Batch":
@@ -216,13 +239,13 @@ def _run(problem: Problem, t, lam, inner, batch: _Batch) -> tuple[_Found, jax.Ar
     pad = lambda a: _padded(a, rows)  # noqa: E731
     args = (pad(t), np.maximum(pad(lam), 1e-30), pad(inner), _Slots(*(pad(a) for a in batch.slots)))
     options = {"block": block, "fresh": batch.fresh, "n_new": batch.n_new, "signed": problem.signed}
-    options["effort"] = batch.effort
+    options |= {"effort": batch.effort, "precision": batch.precision}
     place, order = pad(batch.place), pad(batch.order)
     found, gram = _rounds(problem.unit, gram, place, order, -(-n // block), args, **options)
     return _Found(*(np.asarray(a)[:n] for a in found)), gram
 
 
-def _initial(problem: Problem, t: np.ndarray, start: Codes | None) -> _Batch:
+def _initial(problem: Problem, t: np.ndarray, start: Codes | None, precision: Precision) -> _Batch:
     """From given codes' supports, or from the best-correlated atoms."""
     n, m = len(t), problem.n_latents
     if start is not None:
@@ -234,7 +257,7 @@ def _initial(problem: Problem, t: np.ndarray, start: Codes | None) -> _Batch:
     else:
         n_slots = min(32, m)
         rows, block = _shape(n, n_slots, problem.n_latents)
-        options = {"count": n_slots, "block": block, "signed": problem.signed}
+        options = {"count": n_slots, "block": block, "signed": problem.signed, "precision": precision}
         score, index, sign = (
             np.asarray(a)[:n] for a in _start(problem.unit, _padded(t, rows), -(-n // block), **options)
         )
@@ -242,7 +265,7 @@ def _initial(problem: Problem, t: np.ndarray, start: Codes | None) -> _Batch:
     place, order = np.zeros(n, np.int32), np.zeros((n, 0), np.int32)
     # More candidates a round, so fewer rounds, where the product over the dictionary is the dear part.
     n_new = 32 if problem.unit.size >= 1 << 22 else 16
-    return _Batch(np.arange(n), slots, n_slots, min(n_new, m), None, place, order)
+    return _Batch(np.arange(n), slots, n_slots, min(n_new, m), None, place, order, precision)
 
 
 def _ordered(slots: _Slots, order: np.ndarray, n_slots: int) -> _Slots:
@@ -275,7 +298,9 @@ def _following(batch: _Batch, found: _Found, gram: jax.Array, open_: np.ndarray,
     # While candidates are missing, accuracy is wasted.
     effort = min(2 * batch.effort, _EFFORT // 2 if wanted.mean() > 4 else _EFFORT)
     place = np.flatnonzero(open_).astype(np.int32)
-    return _Batch(batch.rows, slots, fresh, min(n_new, 128, n_latents), gram, place, order, effort)
+    # Two rounds at a lower precision; only `highest` certifies.
+    precision: Precision = batch.precision if batch.gram is None else "highest"
+    return _Batch(batch.rows, slots, fresh, min(n_new, 128, n_latents), gram, place, order, precision, effort)
 
 
 def _few(n: float) -> int:
@@ -284,7 +309,12 @@ def _few(n: float) -> int:
 
 
 def optimum(
-    problem: Problem, t: np.ndarray, lam: np.ndarray, start: Codes | None, tol: float = 1e-4
+    problem: Problem,
+    t: np.ndarray,
+    lam: np.ndarray,
+    start: Codes | None,
+    tol: float = 1e-4,
+    precision: Precision = "highest",
 ) -> Solved:
     """Optimal folded codes of t (N, D) at lam (N,) to a relative gap of `tol`, and the rounds each token took.
 
@@ -297,7 +327,7 @@ def optimum(
     for i in range(0, len(t), 1024):
         part = slice(i, i + 1024)
         own = None if start is None else start.rows(i, i + 1024)
-        solved.append(_solve_part(problem, t[part], lam[part], own, tol))
+        solved.append(_solve_part(problem, t[part], lam[part], own, tol, precision))
     codes = concatenate([codes for codes, _ in solved])
     rounds = np.concatenate([rounds for _, rounds in solved])
     # Where lambda is small against ||t||, float32 can take a gap for closed that is not.
@@ -305,13 +335,20 @@ def optimum(
     return _mended(problem, t, lam, codes, doubtful, tol), rounds
 
 
-def _solve_part(problem: Problem, t: np.ndarray, lam: np.ndarray, start: Codes | None, tol: float) -> Solved:
+def _solve_part(
+    problem: Problem,
+    t: np.ndarray,
+    lam: np.ndarray,
+    start: Codes | None,
+    tol: float,
+    precision: Precision,
+) -> Solved:
     """Rounds until every token is done; those still open stay together while their buffers fit."""
     norm, rounds = np.linalg.norm(t, axis=1), np.zeros(len(t), np.int32)
     best = np.full(len(t), np.inf)
     inner = np.full(len(t), max(0.1 * np.sqrt(tol), _TIGHTEST), np.float32)
     kept: list[tuple[np.ndarray, _Slots]] = []
-    pending = _pieces(_initial(problem, t, start), problem.n_latents)
+    pending = _pieces(_initial(problem, t, start, precision), problem.n_latents)
     while pending:
         batch = pending.pop()
         rows = batch.rows
@@ -328,7 +365,7 @@ def _solve_part(problem: Problem, t: np.ndarray, lam: np.ndarray, start: Codes |
         best[rows] = np.minimum(best[rows], found.objective)
         tighter = rows[idle | trading]
         inner[tighter] = np.maximum(inner[tighter] * 0.1, _TIGHTEST)
-        done = optimal | stuck | (rounds[rows] >= MAX_ROUNDS)
+        done = (optimal | stuck) & (batch.precision == "highest") | (rounds[rows] >= MAX_ROUNDS)
         kept.append((rows[done], _Slots(*(a[done] for a in batch.slots._replace(v=found.v)))))
         if not done.all():
             following = _following(batch, found, gram, ~done, problem.n_latents)
@@ -344,7 +381,8 @@ def _pieces(batch: _Batch, n_latents: int) -> list[_Batch]:
 
 def solve(request: Request) -> Solved:
     """Certified optima of a request; see `optimum`."""
-    return optimum(request.problem, request.t, request.lam, request.start, request.settings.tol)
+    settings = request.settings
+    return optimum(request.problem, request.t, request.lam, request.start, settings.tol, settings.precision)
 
 
 def _mended(

@@ -133,8 +133,8 @@ def match_l0(
     refuse: bool = False,
     progress: bool = False,
 ) -> Calibration:
-    """Calibrates on t (N, D): first on a tenth of the rows (at least 1 024), then on all of them, which start
-    from the answer and so need one or two evaluations."""
+    """Calibrates on t (N, D): first on a tenth of the rows (at least 512), then on all of them, which start from
+    the answer and its slope and so need one or two evaluations."""
     if mode in ("optimal", "optimal_refit") and l0 > problem.rank_bound:
         _refuse(l0, problem)
     top = objective.lam_max(problem, t)
@@ -153,11 +153,12 @@ def match_l0(
 
         return l0_at
 
-    start, few = start or 0.15 * float(np.median(top)), min(len(t), max(1024, len(t) // 10))
+    start, few = start or 0.15 * float(np.median(top)), min(len(t), max(512, len(t) // 10))
+    slope = None
     if few < len(t):
         rough = match(l0_of(few), l0, start=start, bounds=bounds, tol=0.02)
-        start = rough.lam
-    found = match(l0_of(len(t)), l0, start=start, bounds=bounds, max_evaluations=8)
+        start, slope = rough.lam, rough.slope
+    found = match(l0_of(len(t)), l0, start=start, bounds=bounds, max_evaluations=8, slope=slope)
     if refuse and not found.reached and abs(found.achieved / l0 - 1) > 0.1:
         _refuse(l0, problem)
     return found

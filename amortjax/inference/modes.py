@@ -13,7 +13,7 @@ from amortjax.errors import AmortjaxError
 from amortjax.inference import refit
 from amortjax.inference.codes import Codes, concatenate
 from amortjax.inference.objective import Problem
-from amortjax.inference.request import Request, Settings, Solved
+from amortjax.inference.request import Precision, Request, Settings, Solved
 from amortjax.inference.solvers import SOLVERS
 
 
@@ -27,6 +27,12 @@ class Options:
     solver: Literal["active_set", "fista"] = "active_set"  # of the optimum
     fista_steps: int = 5000
     chunk: int = 1024  # tokens at a time
+    precision: Precision = (
+        "highest"  # of the optimum's search for candidates; its certificate is float32 always
+    )
+
+
+_SPARSE = 64  # L0 up to which the encoder's codes are where the optimum's solver starts
 
 
 class Task(NamedTuple):
@@ -43,7 +49,8 @@ class Task(NamedTuple):
 
 
 def _request(task: Task, start: Codes | None, n_steps: int | None = None) -> Request:
-    settings = Settings(tol=task.options.tol, n_steps=n_steps, chunk=task.options.chunk)
+    options = task.options
+    settings = Settings(options.tol, n_steps, options.chunk, options.precision)
     return Request(task.problem, task.t, task.lam, start, task.encoder.l0, settings)
 
 
@@ -74,8 +81,11 @@ def non_amortized(task: Task) -> Solved:
 
 def optimal(task: Task) -> Solved:
     options = task.options
-    steps = options.fista_steps if options.solver == "fista" else None
-    return SOLVERS[options.solver].solve(_request(task, task.start, steps))
+    if options.solver == "fista":
+        return SOLVERS["fista"].solve(_request(task, task.start, options.fista_steps))
+    # A sparse encoder's support is a good guess, and free; a dense one is more than the solver's own start.
+    own = task.encoder if task.encoder.l0.max(initial=0) <= _SPARSE else None
+    return SOLVERS["active_set"].solve(_request(task, own if task.start is None else task.start))
 
 
 def optimal_refit(task: Task) -> Solved:

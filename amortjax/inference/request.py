@@ -9,15 +9,19 @@ import numpy as np
 from amortjax.inference.codes import Codes
 from amortjax.inference.objective import Problem
 
+Precision = Literal["highest", "tensorfloat32", "bfloat16"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a solver may be told. `tol` bounds the relative gap a certifying solver leaves; `n_steps` is the
-    budget of one with a fixed number of steps (None: its own default)."""
+    budget of one with a fixed number of steps (None: its own default). `precision`: of matmuls that only look
+    for candidates; what certifies is float32 always. Fixed-step solvers have no such matmul and ignore it."""
 
     tol: float = 1e-4
     n_steps: int | None = None
     chunk: int = 1024  # tokens at a time, for solvers whose state is dense
+    precision: Precision = "highest"
     params: Any = None  # trained weights, for the unrolled solvers
 
 

@@ -20,18 +20,19 @@ from amortjax.files import write_atomically
 from amortjax.inference import objective
 from amortjax.inference.api import bar_of
 from amortjax.inference.calibrate import Calibration
+from amortjax.inference.gaps import Proof
 from amortjax.inference.modes import MODES
 from amortjax.metrics import absorption, kept, matching, probes, streaming, uncertainty
 from amortjax.metrics.labels import Units
 from amortjax.metrics.matching import Setting
-from amortjax.metrics.measure import Knobs, Measured, Reference, Subject, measure
+from amortjax.metrics.measure import Knobs, Measured, Subject, measure
 from amortjax.metrics.plan import Plan
 from amortjax.metrics.uncertainty import Estimate
 from amortjax.saes.sae import SAE
 
 OTHER_TOLERANCES = (1e-3, 1e-6)  # at which the optimum's L0 and dead share are shown beside its own
 PUBLISHED_CALIBRATION = 16000  # tokens below which a row says that it was calibrated on few
-NUMBERS = 2  # raised with every change of what a measurement computes, so that old ones are not reused
+NUMBERS = 3  # raised with every change of what a measurement computes, so that old ones are not reused
 HEAD_METRICS = ("nmse", "l0", "dead", "own_gap", "suboptimality_lower", "suboptimality_upper")
 
 
@@ -113,7 +114,7 @@ class Bench:
         knobs = self.calibrated("literal non_amortized", lambda: find("non_amortized")).knobs
         best = self.measurement("non_amortized", knobs, None, "literal")
         own = self.measurement("amortized", knobs, None, "literal")
-        return matching.literal_gap(own.certificate.objective, best.certificate.objective)
+        return matching.literal_gap(own.proof.objective, best.proof.objective)
 
     def at_one_lambda(
         self, condition: str, lam: float, columns: dict, flags: tuple[str, ...]
@@ -121,7 +122,7 @@ class Bench:
         """All modes at one lambda, the optimum first: the others' gaps are measured against it."""
         if condition not in self.plan.conditions:
             return
-        reference, base = self.measurement("optimal", Knobs(lam), None, condition).certificate, None
+        reference, base = self.measurement("optimal", Knobs(lam), None, condition).proof, None
         # Pursuit knows no lambda and is slow: once, beside the others at lambda*, is enough.
         chosen = [mode for mode in self.plan.modes if mode != "omp" or condition == "same_lambda"]
         for mode in chosen:
@@ -160,7 +161,7 @@ class Bench:
             write_atomically(path, json.dumps(None if found is None else dataclasses.asdict(found)))
         return found
 
-    def measurement(self, mode: str, knobs: Knobs, reference: Reference | None, condition: str) -> kept.Kept:
+    def measurement(self, mode: str, knobs: Knobs, reference: Proof | None, condition: str) -> kept.Kept:
         """Codes and metrics of `mode`, from memory, from disk or measured now."""
         if MODES[mode].knob == "none":
             same = next((f for name, f in self.memory.items() if name.startswith(f"{mode} ")), None)
@@ -173,21 +174,22 @@ class Bench:
             or mode == "optimal"
         )
         against = mode != "optimal" and reference is not None
-        about = {"mode": mode, "knobs": knobs, "against": against, "probed": probed}
+        split = against and condition == "same_lambda"
+        about = {"mode": mode, "knobs": knobs, "against": against, "probed": probed, "split": split}
         key = kept.key_of(self.identity | about)
         name = f"{mode} {key}"
         if name not in self.memory:
             path = self.folder and self.folder / f"{mode}_{key}.npz"
             found = kept.load(path) if path else None
             if found is None:
-                found = self.measure_now(mode, knobs, reference, condition, probed)
+                found = self.measure_now(mode, knobs, reference, condition, probed, split)
                 if path:
                     kept.save(path, found)
             self.memory[name] = found
         return self.memory[name]
 
     def measure_now(
-        self, mode: str, knobs: Knobs, reference: Reference | None, condition: str, probed: bool
+        self, mode: str, knobs: Knobs, reference: Proof | None, condition: str, probed: bool, split: bool
     ) -> kept.Kept:
         subject, began = self.subject, time.monotonic()
         total = len(subject.test_rows) + (
@@ -195,19 +197,20 @@ class Bench:
         )
         label = f"{condition}: {mode}"
         with bar_of(self.progress, total, label) as bar:
-            measured = measure(subject, mode, knobs, reference, self.plan.heads, probed, bar)
+            measured = measure(subject, mode, knobs, reference, self.plan.heads, probed, split, bar)
         found = self.scores(measured)
         values = streaming.finalise(measured.sums, self.plan.options.tol)
         for n, sums in measured.heads.items():
             head = streaming.finalise(sums, self.plan.options.tol)
             values |= {f"{name}@{n}": head.get(name) for name in HEAD_METRICS}
-        if measured.active is not None:
-            values["certified_dead"] = float(1 - measured.active.mean())
+        if measured.screen is not None:
+            values["certified_dead"] = float(1 - measured.screen.latents.mean())
+            values["possibly_active"] = float(measured.screen.count.mean())
             values |= self.at_other_tolerances(knobs) if condition == "same_lambda" else {}
         values["iterations"] = measured.iterations
         values |= found.pop("about")
         values["seconds"] = round(time.monotonic() - began, 2)
-        return kept.Kept(values, found, measured.certificate)
+        return kept.Kept(values, found, measured.proof)
 
     def at_other_tolerances(self, knobs: Knobs) -> dict[str, float]:
         """A gap certifies the objective, not the support: the optimum's L0 and dead share at other tolerances."""
@@ -301,9 +304,9 @@ class Bench:
 
 def _without_objective(found: kept.Kept) -> kept.Kept:
     """The same codes where no lambda is in force: nothing that depends on one is kept."""
-    lam_bound = ("objective", "gap", "own_gap", "suboptimality", "certified", "l1")
+    lam_bound = ("objective", "gap", "own_gap", "suboptimality", "price", "certified", "l1")
     clean = lambda d: {name: value for name, value in d.items() if not name.startswith(lam_bound)}  # noqa: E731
-    return kept.Kept(clean(found.values), clean(found.estimates), found.certificate)
+    return kept.Kept(clean(found.values), clean(found.estimates), found.proof)
 
 
 def _revived(found: dict | None) -> Any:

@@ -126,6 +126,51 @@ METRICS: dict[str, Metric] = {
         "(sum P - sum P*) / sum P*, with P* replaced by the best dual value known for each token: a "
         "certificate.",
     ),
+    "gap_width": Metric(
+        "gap_width.v1",
+        "objective units",
+        "lower",
+        "gap interval's width",
+        "Mean over tokens of the best P known minus the best dual value known: how far the gap to the optimum "
+        "is not known.",
+    ),
+    "price_amplitude": Metric(
+        "price_amplitude.v1",
+        "",
+        "lower",
+        "amplitude",
+        "The part of (P - P*)/P* that the same latents could save: (sum P - sum of the least P on each code's "
+        "own support, at the same lambda) / sum P*. At least this.",
+    ),
+    "price_amplitude_upper": Metric(
+        "price_amplitude_upper.v1",
+        "",
+        "lower",
+        "amplitude, at most",
+        "The same with the dual value of the lasso on each code's own support: a certificate.",
+    ),
+    "price_support": Metric(
+        "price_support.v1",
+        "",
+        "lower",
+        "support",
+        "The rest of (P - P*)/P*: what the wrong latents cost. The best code known stands for the optimum; "
+        "amplitude and support sum to (P - P*)/P*, at least.",
+    ),
+    "price_support_lower": Metric(
+        "price_support_lower.v1",
+        "",
+        "lower",
+        "support, at least",
+        "The same from the dual value on each code's own support and the best code known.",
+    ),
+    "price_support_upper": Metric(
+        "price_support_upper.v1",
+        "",
+        "lower",
+        "support, at most",
+        "The same from the best code on each code's own support and the best dual value known.",
+    ),
     "certified": Metric(
         "certified.v1",
         "",
@@ -140,6 +185,20 @@ METRICS: dict[str, Metric] = {
         "dead",
         "Share of latents that fire on none of the N evaluated tokens. Falls with N: mostly sampling when N"
         " is small.",
+    ),
+    "certified_dead": Metric(
+        "certified_dead.v1",
+        "",
+        "neither",
+        "certified dead",
+        "Share of latents proved to be 0 at every optimum of each evaluated token, by the gap-safe test.",
+    ),
+    "possibly_active": Metric(
+        "possibly_active.v1",
+        "latents per token",
+        "neither",
+        "possibly active",
+        "Mean number of latents that the gap-safe test does not prove to be 0: no optimum has a larger L0.",
     ),
     "dead_half": Metric(
         "dead_rarefied_half.v1",

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from amortjax.inference import modes, objective
+from amortjax.inference import gaps, modes, objective
 from amortjax.inference.api import encode_codes
 from amortjax.inference.codes import Codes
+from amortjax.inference.gaps import Proof, Screen
 from amortjax.inference.modes import Options
-from amortjax.inference.objective import Certificate, Problem
+from amortjax.inference.objective import Problem
 from amortjax.metrics import labels, streaming
 from amortjax.saes.sae import SAE, NormStats, norm_out
 
@@ -58,13 +59,6 @@ class Knobs(NamedTuple):
     scale: float = 1.0
 
 
-class Reference(NamedTuple):
-    """Of each test token at the same lambda: the best objective and the largest dual value known, (N,)."""
-
-    objective: np.ndarray
-    dual: np.ndarray
-
-
 class Measured(NamedTuple):
     """Everything a result row is made of."""
 
@@ -72,9 +66,9 @@ class Measured(NamedTuple):
     heads: dict[int, streaming.Sums]  # of the first so many test tokens
     train: labels.Units | None  # None: no probes were asked for
     test: labels.Units | None
-    certificate: Reference  # this mode's own objective and dual value of each test token
+    proof: Proof  # this mode's own objective and dual value of each test token
     iterations: float  # mean per token
-    active: np.ndarray | None  # (M,) bool: not proved inactive on every test token (the optimum only)
+    screen: Screen | None  # what is not proved inactive on the test tokens (the optimum only)
 
 
 def decoded(subject: Subject, x: np.ndarray, t: np.ndarray, residual: np.ndarray, stats: NormStats):
@@ -114,39 +108,43 @@ def measure(
     subject: Subject,
     mode: str,
     knobs: Knobs,
-    reference: Reference | None = None,
+    reference: Proof | None = None,
     heads: tuple[int, ...] = (),
     probes: bool = True,
+    split: bool = False,
     bar: Any = None,
 ) -> Measured:
-    """Streams the rows through `mode`. `reference`: of the optimum at this lambda, for gap intervals. Without
-    `probes` the probe_train rows are left alone, which nearly halves the work."""
+    """Streams the rows through `mode`. `reference`: of the optimum at this lambda, for gap intervals, and, with
+    `split`, for amplitude and support (a small lasso per token). Without `probes` the probe_train rows are left
+    alone, which nearly halves the work."""
     sae, rows = subject.sae, subject.test_rows
     block = streaming.block_of(subject.acts.doc_ids[rows])
     sums = streaming.init(sae.n_latents, subject.acts.d_model)
     head_sums = {n: streaming.init(sae.n_latents, subject.acts.d_model) for n in heads if n < len(rows)}
-    proofs, parts, steps, active = [], [], 0.0, None
+    proofs, screens, parts, steps, lam = [], [], [], 0.0, knobs.lam or 0.0
     for part, chosen in _chunks(subject, rows, bar):
         x, t, stats = subject.batch(chosen)
         codes, iterations = _solve(subject, mode, knobs, x, t)
-        proof = objective.certify(subject.problem, t, codes, knobs.lam or 0.0)
-        active = _possibly_active(subject, mode, knobs, proof, active)
-        residual, base = decoded(subject, x, t, proof.residual, stats)
+        found = objective.certify(subject.problem, t, codes, lam)
+        proofs.append(gaps.proof_of(subject.problem, found, lam))
+        if mode == "optimal" and lam:
+            screens.append(gaps.possibly_active(subject.problem, found, lam))
+        residual, base = decoded(subject, x, t, found.residual, stats)
         batch = streaming.Batch(x, residual, base, _clipped(subject, codes), block[part])
-        batch = batch._replace(**_objectives(subject, mode, codes, proof, knobs, reference, part))
+        if knobs.lam is not None:
+            known = () if reference is None else (reference.rows(part),)
+            prices = _prices(subject.problem, t, codes, mode, proofs[-1], known, split)
+            batch = batch._replace(**prices, gap=found.gap, l1=_l1(subject.problem, codes))
         sums = streaming.update(sums, batch)
-        for n in head_sums:
-            if part.start < n:
-                head_sums[n] = streaming.update(head_sums[n], _first(batch, n - part.start))
-        proofs.append((proof.objective, proof.dual))
+        for n in (n for n in head_sums if part.start < n):
+            head_sums[n] = streaming.update(head_sums[n], _first(batch, n - part.start))
         parts.append(batch.codes if probes else batch.codes[:0])
         steps += float(iterations.sum())
-    own = Reference(*(np.concatenate(column) for column in zip(*proofs, strict=True)))
     train = test = None
     if probes:
         test = _units(subject, scipy.sparse.csr_array(scipy.sparse.vstack(parts)), rows)
         train = _units(subject, _codes_of(subject, mode, knobs, bar), subject.probe_rows)
-    return Measured(sums, head_sums, train, test, own, steps / len(rows), active)
+    return Measured(sums, head_sums, train, test, _joined(proofs), steps / len(rows), _merged(screens))
 
 
 def _codes_of(subject: Subject, mode: str, knobs: Knobs, bar: Any) -> scipy.sparse.csr_array:
@@ -167,44 +165,44 @@ def _units(subject: Subject, codes: scipy.sparse.csr_array, rows: np.ndarray) ->
     return labels.token_units(codes, doc_ids, strings)
 
 
-def _objectives(
-    subject: Subject,
-    mode: str,
+def _l1(problem: Problem, codes: Codes) -> np.ndarray:
+    return np.abs(np.asarray(problem.fold(codes).values, np.float64)).sum(axis=1)
+
+
+def _prices(
+    problem: Problem,
+    t: np.ndarray,
     codes: Codes,
-    proof: Certificate,
-    knobs: Knobs,
-    reference: Reference | None,
-    part: slice,
+    mode: str,
+    own: Proof,
+    known: tuple[Proof, ...],
+    split: bool,
 ) -> dict[str, np.ndarray]:
-    """The per-token objective columns of a Batch; none without a lambda."""
-    if knobs.lam is None:
-        return {}
-    l1 = np.abs(np.asarray(subject.problem.fold(codes).values, np.float64)).sum(axis=1)
-    found = {"objective": proof.objective, "gap": proof.gap, "l1": l1}
-    if mode == "optimal" and reference is None:
-        found |= {"gap_lower": np.zeros_like(proof.gap), "gap_upper": proof.gap}
-    elif reference is not None:
-        found["gap_lower"] = np.maximum(proof.objective - reference.objective[part], 0.0)
-        found["gap_upper"] = proof.objective - np.maximum(proof.dual, reference.dual[part])
-    return found
+    """P and, where the optimum is known or is what was solved, the gap's interval and its parts."""
+    alone = {"objective": own.objective}
+    if not known and mode != "optimal":
+        return alone
+    if split and known:
+        parts = gaps.split(problem, t, codes, own.record.lam or 0.0, own, *known)
+        alone |= {name: getattr(parts, name) for name in streaming.PARTS}
+        # One more code of these tokens. Its own dual value is of a smaller problem and bounds nothing here.
+        known = (*known, own._replace(objective=parts.objective))
+    found = gaps.interval(own, *known)
+    if not known:  # each part of the optimum's own gap lies between 0 and the whole
+        alone |= dict.fromkeys(("amplitude", "support", "support_lower"), found.lower)
+        alone |= dict.fromkeys(("amplitude_upper", "support_upper"), found.upper)
+    return alone | {"gap_lower": found.lower, "gap_upper": found.upper}
 
 
-def _possibly_active(
-    subject: Subject, mode: str, knobs: Knobs, proof: Certificate, active: np.ndarray | None
-):
-    """Latents not proved inactive: (U_j . theta)_+ + sqrt(2 gap) < lam proves j inactive at every optimum
-    (gap-safe test, Ndiaye et al. 2017)."""
-    if mode != "optimal" or not knobs.lam:
+def _joined(proofs: list[Proof]) -> Proof:
+    p, dual = (np.concatenate([getattr(proof, name) for proof in proofs]) for name in ("objective", "dual"))
+    return proofs[0]._replace(objective=p, dual=dual)
+
+
+def _merged(screens: list[Screen]) -> Screen | None:
+    if not screens:
         return None
-    unit = np.asarray(subject.problem.unit)
-    c = proof.residual.astype(np.float32) @ unit.T
-    c = np.abs(c) if subject.problem.signed else np.maximum(c, 0.0)
-    s = np.minimum(1.0, knobs.lam / np.maximum(c.max(axis=1), 1e-30))
-    # 1e-5 lam is the float32 product's error, allowed for on the safe side.
-    radius = np.sqrt(2 * proof.gap)[:, None] * np.linalg.norm(unit, axis=1)
-    reach = (s[:, None] * c).astype(np.float64) + radius + 1e-5 * knobs.lam
-    here = (reach >= knobs.lam).any(axis=0) & unit.any(axis=1)
-    return here if active is None else active | here
+    return Screen(np.concatenate([s.count for s in screens]), np.any([s.latents for s in screens], axis=0))
 
 
 def _first(batch: streaming.Batch, n: int) -> streaming.Batch:

@@ -21,7 +21,8 @@ N_BLOCKS = 200
 DENSE = (0.1, 0.2)  # firing rates from which a latent counts as dense
 # Per-token columns a caller may leave undefined (None or all NaN); they are defined for a whole stream or not
 # at all.
-FIELDS = ("objective", "gap", "gap_lower", "gap_upper", "l1")
+PARTS = ("amplitude", "amplitude_upper", "support", "support_lower", "support_upper")  # as in gaps.Split
+FIELDS = ("objective", "gap", "gap_lower", "gap_upper", "l1", *PARTS)
 
 
 class Batch(NamedTuple):
@@ -40,6 +41,11 @@ class Batch(NamedTuple):
     gap_lower: np.ndarray | None = None  # (n,) max(0, P - P of the best code known): at most P - P*
     gap_upper: np.ndarray | None = None  # (n,) P - best dual value known: at least P - P*
     l1: np.ndarray | None = None  # (n,) sum_j w_j |z_j|
+    amplitude: np.ndarray | None = None  # (n,) P - P of the best code known on the same support
+    amplitude_upper: np.ndarray | None = None  # (n,) P - the dual value on that support
+    support: np.ndarray | None = None  # (n,) the rest of gap_lower
+    support_lower: np.ndarray | None = None  # (n,) at most and at least the support's part of P - P*
+    support_upper: np.ndarray | None = None
 
 
 class Sums(NamedTuple):
@@ -120,7 +126,7 @@ def update(sums: Sums, batch: Batch) -> Sums:
     defined = ~np.isnan(columns)
     sums.fields[:] += member @ np.where(defined, columns, 0.0)
     sums.defined[:] += defined.sum(axis=0)
-    objective, gap, lower, upper, _ = columns.T
+    objective, gap, lower, upper = columns.T[:4]
     relative = np.divide(gap, objective, out=np.where(gap == 0, 0.0, np.nan), where=objective > 0)
     chunk = np.stack([lower, upper, relative], axis=1).astype(np.float32)
     return sums._replace(per_token=(*sums.per_token, chunk))
@@ -147,8 +153,9 @@ def totals(sums: Sums, weights: np.ndarray | None = None) -> dict[str, np.ndarra
 def ratios(t: dict[str, np.ndarray], n_latents: int) -> dict[str, np.ndarray]:
     """Every smooth metric, (R,), from `totals`; NaN where it is not defined. The one place of these formulas.
 
-    P* lies between P - gap_upper and P - gap_lower, which bounds (P - P*) / P* from both sides.
+    P* lies between P - gap_upper and P - gap_lower, which bounds (P - P*) / P* and its parts from both sides.
     """
+    best, dual = t["objective"] - t["gap_lower"], t["objective"] - t["gap_upper"]
 
     def per(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
@@ -165,8 +172,14 @@ def ratios(t: dict[str, np.ndarray], n_latents: int) -> dict[str, np.ndarray]:
         "gap_lower": per(t["gap_lower"], t["tokens"]),
         "gap_upper": per(t["gap_upper"], t["tokens"]),
         "own_gap": per(t["gap"], t["objective"]),
-        "suboptimality_lower": per(t["gap_lower"], t["objective"] - t["gap_lower"]),
-        "suboptimality_upper": per(t["gap_upper"], t["objective"] - t["gap_upper"]),
+        "gap_width": per(t["gap_upper"] - t["gap_lower"], t["tokens"]),
+        "suboptimality_lower": per(t["gap_lower"], best),
+        "suboptimality_upper": per(t["gap_upper"], dual),
+        "price_amplitude": per(t["amplitude"], best),
+        "price_amplitude_upper": per(t["amplitude_upper"], dual),
+        "price_support": per(t["support"], best),
+        "price_support_lower": per(t["support_lower"], best),
+        "price_support_upper": per(t["support_upper"], dual),
     }
 
 

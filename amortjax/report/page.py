@@ -23,7 +23,9 @@ CONTROLLED = (
     "mode has its own lambda, so reconstruction, dead and dense latents and probes can be compared; "
     "objectives can't. A code's own-dual gap bounds its suboptimality from above and is never printed as "
     "that; (P-P*)/P* is bounded from both sides by the best code and the best dual value known for each "
-    "token. Intervals are 95 %, from a bootstrap over documents paired across modes; for dead latents from "
+    "token. Its amplitude is what the lasso restricted to a code's own latents would save, at the same lambda "
+    "and certified there; its support is the rest. Intervals are 95 %, from a bootstrap over documents paired "
+    "across modes; for dead latents from "
     "a jackknife at half of the documents."
 )
 LITERAL = (
@@ -65,7 +67,26 @@ def _about_objective(by_mode: Mapping[str, Row]) -> list[str]:
     scaled = by_mode.get("encoder_scaled", {}).get("suboptimality_upper")
     if scaled is not None and excess > 0:
         out.append(f"one global scale on the encoder's codes removes {percent(1 - scaled / excess)} of that.")
-    return out + _about_density(by_mode)
+    return out + _about_parts(by_mode) + _about_density(by_mode)
+
+
+def _about_parts(by_mode: Mapping[str, Row]) -> list[str]:
+    """The encoder's price in two parts, and, of the squared error and so apart, what refits make of it."""
+    first, out = by_mode.get("amortized", {}), []
+    amplitude, support = first.get("price_amplitude"), first.get("price_support")
+    if amplitude is not None and support is not None:
+        out.append(
+            f"that excess is amplitude, {percent(amplitude)} of the optimum's objective (what the lasso on the "
+            f"encoder's own latents would save), and support, {percent(support)} (what the wrong latents cost)."
+        )
+    nmse = [by_mode.get(mode, {}).get("nmse") for mode in ("amortized", "encoder_refit", "optimal_refit")]
+    if None not in nmse:
+        own, refit, best = map(short, nmse)
+        out.append(
+            f"squared error, reported apart because no lambda enters: the encoder's NMSE is {own}; least squares "
+            f"on its own latents leaves {refit}, on the optimum's {best}."
+        )
+    return out
 
 
 def _about_density(by_mode: Mapping[str, Row]) -> list[str]:

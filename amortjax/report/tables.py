@@ -61,21 +61,25 @@ LAMBDA = _number("lam", "lambda|")
 L0_MATCHED = Column("L0|(- encoder)", _l0_and_difference)
 ABSORPTION = Column("absorption|(chance) ↓", _absorption)
 SUBOPTIMALITY = _bounds("suboptimality_lower", "suboptimality_upper", "(P-P*)/P*|↓")
+PARTS = (
+    _bounds("price_amplitude", "price_amplitude_upper", "ampli-|tude ↓"),
+    _bounds("price_support_lower", "price_support_upper", "support|↓"),
+)
 GAP = _bounds("gap_lower", "gap_upper", "gap P-P*|mean ↓")
 GAP_MEDIAN = _bounds("gap_lower_median", "gap_upper_median", "gap P-P*|median ↓")
 OWN_GAP = _number("own_gap", "own|gap ↓")
 DEAD = _number("dead", "dead|@N ↓")
 DEAD_HALF = _interval("dead_half", "dead|half ↓")
 DENSE = _number("dense@0.1", "dense|@0.1 ↓")
-_OBJECTIVES = (_number("objective"), SUBOPTIMALITY, GAP, GAP_MEDIAN, OWN_GAP, _number("certified"))
+_OBJECTIVES = (GAP, GAP_MEDIAN, OWN_GAP, _number("certified"), _number("l0"), _interval("nmse"), DEAD)
 _PROBES = (_number("f1@1"), _interval("df1"), ABSORPTION)
 _LATENTS = (DEAD, DEAD_HALF, DENSE)
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
-    "same_lambda": (*_OBJECTIVES, _number("l0"), _interval("nmse"), DEAD),
+    "same_lambda": (_number("objective"), SUBOPTIMALITY, *PARTS, *_OBJECTIVES),
     "same_l0": (LAMBDA, L0_MATCHED, _interval("nmse"), _number("fvu"), *_LATENTS, *_PROBES, OWN_GAP),
     "same_nmse": (LAMBDA, _interval("l0"), _number("nmse"), _number("fvu"), *_LATENTS, *_PROBES),
-    "trained_lambda": (*_OBJECTIVES, _number("l0"), _interval("nmse"), DEAD),
+    "trained_lambda": (_number("objective"), SUBOPTIMALITY, *_OBJECTIVES),
     "literal": (
         LAMBDA, _number("density"), _number("nmse_literal", "NMSE|literal ↓"), DEAD, DENSE,
         _number("dense@0.2", "dense|@0.2 ↓"), _number("f1@1"), _number("df1"), ABSORPTION, GAP, OWN_GAP,

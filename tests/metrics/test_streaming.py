@@ -18,6 +18,8 @@ def make_batch(n=120, d=6, m=30, seed=0, n_documents=12, **given):
     codes = scipy.sparse.csr_array(scipy.sparse.random_array((n, m), density=0.1, rng=rng, dtype=np.float32))
     p = rng.uniform(1, 2, n)
     fields = {"objective": p, "gap": p * rng.uniform(0, 0.5, n), "gap_lower": p * 0.1, "gap_upper": p * 0.2}
+    fields |= {"amplitude": p * 0.07, "amplitude_upper": p * 0.08, "support": p * 0.03}
+    fields |= {"support_lower": p * 0.02, "support_upper": p * 0.13}
     residual = (0.3 * rng.standard_normal((n, d))).astype(np.float32)
     block = block_of(np.sort(rng.integers(0, n_documents, n)))
     return Batch(x, residual, x - 1, codes, block, **fields, l1=p)._replace(**given)
@@ -73,6 +75,12 @@ def test_metrics_are_what_their_formulas_say():
     assert got["own_gap"] == pytest.approx(batch.gap.sum() / batch.objective.sum())
     assert got["suboptimality_lower"] == pytest.approx(0.1 / 0.9)
     assert got["suboptimality_upper"] == pytest.approx(0.2 / 0.8)
+    assert got["gap_width"] == pytest.approx(0.1 * np.mean(batch.objective))
+    parts = (
+        got[f"price_{name}"]
+        for name in ("amplitude", "amplitude_upper", *("support" + s for s in ("", "_lower", "_upper")))
+    )
+    assert list(parts) == pytest.approx([0.07 / 0.9, 0.08 / 0.8, 0.03 / 0.9, 0.02 / 0.9, 0.13 / 0.8])
     assert got["gap_upper_median"] == pytest.approx(np.median(batch.gap_upper), rel=1e-6)
     never_given = finalise(update(init(30, 6), batch._replace(l1=None, gap=None)))
     assert never_given["l1"] is None and never_given["own_gap"] is None and never_given["certified"] is None

@@ -34,6 +34,9 @@ def objective_row(base, n):
         at_least = 0.0 if mode == "optimal" else sub
         row |= {"suboptimality_lower": at_least, "suboptimality_upper": sub * 1.00005}
         row |= {"gap_lower": at_least, "gap_upper": sub * 1.00005, "certified": float(mode == "optimal")}
+        row |= {"price_amplitude": 0.6 * at_least, "price_amplitude_upper": 0.6 * sub if at_least else sub}
+        row |= {"price_support": 0.4 * at_least, "price_support_lower": 0.4 * at_least * 0.99999}
+        row |= {"price_support_upper": 0.4 * sub * 1.00005 if at_least else sub}
         row |= {"gap_lower_median": at_least * 0.9, "gap_upper_median": sub * 0.9}
     return row
 

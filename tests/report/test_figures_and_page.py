@@ -61,6 +61,8 @@ def test_headlines_say_what_the_rows_hold(rows):
         "ISTA-200 from zero, 0.96 %" in text
         and "one global scale on the encoder's codes removes 60 %" in text
     )
+    assert "amplitude, 19 % of the optimum's objective" in text and "support, 12 % (what the" in text
+    assert "NMSE is .163; least squares on its own latents leaves .149, on the optimum's .128." in text
     assert "fires 45.2 latents a token, 42 % more than the optimum's 31.8" in text
     assert "at equal L0 (32.0) the encoder's NMSE is .163; best first, OMP (best found) .101; " in text
     assert "encoder support, refit .149" not in text  # its L0 is off the target

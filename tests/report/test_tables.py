@@ -59,6 +59,16 @@ def test_a_table_says_what_was_held_equal_and_fits_a_terminal(rows):
     assert text.index("same lambda") < text.index("same L0")
 
 
+def test_the_price_is_shown_in_two_parts_at_one_lambda(rows):
+    by_title = {table.title.split(":")[1].strip(): table for table in tables.make_tables(rows)}
+    table = by_title["same lambda"]
+    first = table.header.index("ampli-|tude ↓")
+    cells = {line[0].partition(" [")[0]: line[first : first + 2] for line in table.body}
+    assert cells["encoder"] == [".186", ".124"] and cells["optimum"] == ["≤6.0e-11", "≤6.0e-11"]
+    assert cells["OMP (best found)"] == ["-", "-"]
+    assert not any("ampli" in cell for cell in by_title["same L0"].header)
+
+
 def test_modes_are_shown_in_a_fixed_order(rows):
     block = grouped(reversed(rows))["topk_32", "same_l0"]
     assert [r["mode"] for r in block] == list(schema.MODES)
