@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from amortjax.inference import support
+from amortjax.inference import exact, support
 from amortjax.inference.codes import Codes, concatenate, round_up
 from amortjax.inference.objective import HIGHEST, Problem, certify
 from amortjax.inference.request import Precision, Request, Solved
@@ -117,7 +117,7 @@ def _round(
     rounding = 3e-7 * jnp.max(jnp.where(slots.used, reach, 0.0), axis=1)
     q = jnp.where(slots.used, reach - lam[:, None], _NEVER)
     # Newton steps are for the stubborn few: a block waits for its slowest token.
-    patience = 4 if effort >= _EFFORT else effort
+    patience = jnp.where(effort >= _EFFORT, 4, effort)
     v = support.solve_on_support(own, q, slots.v, jnp.maximum(inner * lam, rounding), effort, patience)
     r = t - support.combined(unit, slots.indices, s * v)
     c = _product(r, unit, precision)
@@ -139,7 +139,7 @@ def _signs(c, index, signed: bool):
     return jnp.where(jnp.take_along_axis(c, index, axis=1) < 0, -1.0, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("block", "fresh", "n_new", "signed", "effort", "precision"))
+@functools.partial(jax.jit, static_argnames=("block", "fresh", "n_new", "signed", "precision"))
 def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, signed, effort, precision):
     """`_round` over blocks of `block` rows, as many as `n_blocks` (dynamic) says: one compilation serves any
     number of tokens, and only one block's correlations are ever dense. args: (t, lam, inner, slots) of R rows.
@@ -215,31 +215,36 @@ def _capacity(n: int) -> int:
 
 
 def _shape(n: int, n_slots: int, n_latents: int) -> tuple[int, int]:
-    """Rows of the buffers (at least n, unless the Gram matrices of so many would not fit in 128 MiB) and of a
-    block, whose correlations and Gram matrices should stay in cache on a CPU."""
+    """Rows of the buffers (at least n, unless the Gram matrices of so many would not fit in 256 MiB) and of a
+    block, whose correlations and Gram matrices should stay in cache on a CPU. Few distinct pairs."""
     most = 1024 if n_slots <= 160 else 256 if n_slots <= 320 else 64 if n_slots <= 768 else 16
-    rows = next(r for r in (16, 64, 256, 1024) if n <= r or r >= most)
+    rows = min(most, next((r for r in (64, 256) if n <= r), 1024))
     if jax.default_backend() != "cpu":
         return rows, rows
-    fits = max(8, (16 << 20) // (4 * max(n_latents, 2 * n_slots**2)))
-    block = min(rows, 256, 1 << (fits.bit_length() - 1))
-    # Half of it, where that leaves less of the last block empty.
-    return rows, block if block < 256 or -(-n // 128) % 2 == 0 else 128
+    fits = max(8, (32 << 20) // (4 * max(n_latents, 2 * n_slots**2)))
+    return rows, min(rows, 256, 1 << (fits.bit_length() - 1))
 
 
 def _padded(a: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(a, [(0, rows - len(a))] + [(0, 0)] * (a.ndim - 1))
 
 
+@functools.partial(jax.jit, static_argnames="n_slots")
+def _widened(gram: jax.Array, n_slots: int) -> jax.Array:
+    """As if of `n_slots` slots, so that `_rounds` is not compiled for every pair of widths."""
+    extra = n_slots - gram.shape[1]
+    return jnp.pad(gram, ((0, 0), (0, extra), (0, extra)))
+
+
 def _run(problem: Problem, t, lam, inner, batch: _Batch) -> tuple[_Found, jax.Array]:
     """A round for a batch that fits its buffers: what it found, on the host, and the new Gram matrices."""
     n, n_slots = batch.slots.indices.shape
     rows, block = _shape(n, n_slots, problem.n_latents)
-    gram = jnp.zeros((1, 1, 1)) if batch.gram is None else batch.gram
+    gram = jnp.zeros((1, 1, 1)) if batch.gram is None else _widened(batch.gram, n_slots)
     pad = lambda a: _padded(a, rows)  # noqa: E731
     args = (pad(t), np.maximum(pad(lam), 1e-30), pad(inner), _Slots(*(pad(a) for a in batch.slots)))
     options = {"block": block, "fresh": batch.fresh, "n_new": batch.n_new, "signed": problem.signed}
-    options |= {"effort": batch.effort, "precision": batch.precision}
+    options |= {"effort": np.int32(batch.effort), "precision": batch.precision}
     place, order = pad(batch.place), pad(batch.order)
     found, gram = _rounds(problem.unit, gram, place, order, -(-n // block), args, **options)
     return _Found(*(np.asarray(a)[:n] for a in found)), gram
@@ -284,7 +289,9 @@ def _following(batch: _Batch, found: _Found, gram: jax.Array, open_: np.ndarray,
     slots = batch.slots._replace(v=found.v, sign=sign)
     n_active, wanted = (found.v > 0).sum(axis=1), found.wanted.sum(axis=1)
     fresh = min(found.candidates.shape[1], _few(np.quantile(wanted, 0.95)))
-    n_slots = _capacity(int(n_active.max()) + fresh)
+    n_slots = max(
+        _capacity(int(n_active.max()) + fresh), batch.slots.indices.shape[1]
+    )  # never back: fewer shapes
     order = np.argsort(np.where(found.v > 0, 0, np.where(slots.used, 1, 2)), axis=1, kind="stable")
     order = order[:, : n_slots - fresh].astype(np.int32)
     kept = _ordered(slots, order, n_slots - fresh)
@@ -294,7 +301,7 @@ def _following(batch: _Batch, found: _Found, gram: jax.Array, open_: np.ndarray,
     slots = _Slots(*(np.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True)))
     # Where nearly all that were taken in are active, many more are to come; after the second round, few.
     dense = n_active.mean() > 0.8 * batch.slots.indices.shape[1]
-    n_new = 2 * fresh if dense else batch.n_new if batch.gram is None else 16
+    n_new = 2 * fresh if dense else 16
     # While candidates are missing, accuracy is wasted.
     effort = min(2 * batch.effort, _EFFORT // 2 if wanted.mean() > 4 else _EFFORT)
     place = np.flatnonzero(open_).astype(np.int32)
@@ -328,10 +335,11 @@ def optimum(
         part = slice(i, i + 1024)
         own = None if start is None else start.rows(i, i + 1024)
         solved.append(_solve_part(problem, t[part], lam[part], own, tol, precision))
-    codes = concatenate([codes for codes, _ in solved])
-    rounds = np.concatenate([rounds for _, rounds in solved])
+    codes = concatenate([part[0] for part in solved])
+    rounds, closed = (np.concatenate([part[i] for part in solved]) for i in (1, 2))
     # Where lambda is small against ||t||, float32 can take a gap for closed that is not.
-    doubtful = np.flatnonzero((lam > 0) & (lam < _DOUBTFUL * np.linalg.norm(t, axis=1)))
+    doubtful = ~closed | (lam < _DOUBTFUL * np.linalg.norm(t, axis=1))
+    doubtful = np.flatnonzero(doubtful & (lam > 0))
     return _mended(problem, t, lam, codes, doubtful, tol), rounds
 
 
@@ -342,9 +350,10 @@ def _solve_part(
     start: Codes | None,
     tol: float,
     precision: Precision,
-) -> Solved:
-    """Rounds until every token is done; those still open stay together while their buffers fit."""
-    norm, rounds = np.linalg.norm(t, axis=1), np.zeros(len(t), np.int32)
+) -> tuple[Codes, np.ndarray, np.ndarray]:
+    """Rounds until every token is done; those still open stay together while their buffers fit. Codes, rounds
+    and whether float32 saw the gap close."""
+    norm, rounds, closed = np.linalg.norm(t, axis=1), np.zeros(len(t), np.int32), np.zeros(len(t), bool)
     best = np.full(len(t), np.inf)
     inner = np.full(len(t), max(0.1 * np.sqrt(tol), _TIGHTEST), np.float32)
     kept: list[tuple[np.ndarray, _Slots]] = []
@@ -366,11 +375,12 @@ def _solve_part(
         tighter = rows[idle | trading]
         inner[tighter] = np.maximum(inner[tighter] * 0.1, _TIGHTEST)
         done = (optimal | stuck) & (batch.precision == "highest") | (rounds[rows] >= MAX_ROUNDS)
+        closed[rows] = optimal
         kept.append((rows[done], _Slots(*(a[done] for a in batch.slots._replace(v=found.v)))))
         if not done.all():
             following = _following(batch, found, gram, ~done, problem.n_latents)
             pending += _pieces(following, problem.n_latents)
-    return _gathered(kept, len(t), problem.n_latents), rounds
+    return _gathered(kept, len(t), problem.n_latents), rounds, closed
 
 
 def _pieces(batch: _Batch, n_latents: int) -> list[_Batch]:
@@ -388,34 +398,24 @@ def solve(request: Request) -> Solved:
 def _mended(
     problem: Problem, t: np.ndarray, lam: np.ndarray, codes: Codes, rows: np.ndarray, tol: float
 ) -> Codes:
-    """The codes, with those of `rows` that a float64 certificate refuses solved again in float64."""
+    """The codes, with those of `rows` that the certificate refuses solved again in float64: at most one token in
+    sixteen (at least 16), because that is slow. The others keep their honest gap."""
     if not len(rows):
         return codes
     own = Codes(codes.indices[rows], codes.values[rows], codes.n_latents)
     proof = certify(problem, t[rows], problem.unfold(own), lam[rows])
-    for i in rows[proof.relative_gap > tol]:
-        codes.values[i] = _polished(problem.unit64, t[i], float(lam[i]), codes.indices[i], codes.values[i])
+    short = rows[proof.relative_gap > tol]
+    # Below this, float32 codes can't be certified however they are found.
+    short = short[lam[short] > 1e-4 * np.linalg.norm(t[short], axis=1)][: max(16, len(t) // 16)]
+    for i in short:
+        found = exact.solve_token(
+            problem.unit64, t[i].astype(np.float64), float(lam[i]), codes.indices[i], codes.values[i],
+            problem.signed, 0.1 * tol,
+        )  # fmt: skip
+        codes = codes.widened(round_up(len(found[0])))
+        codes.indices[i], codes.values[i] = 0, 0.0
+        codes.indices[i, : len(found[0])], codes.values[i, : len(found[0])] = found
     return codes
-
-
-def _polished(unit: np.ndarray, t: np.ndarray, lam: float, indices: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """One token's values (K,) on its support, solved again in float64: for the few that float32 leaves just
-    short of the tolerance (lambda small against ||t||, or nearly dependent atoms)."""
-    sign = np.where(v < 0, -1.0, 1.0)
-    atoms = unit[indices] * sign[:, None]
-    z, face = np.abs(v).astype(np.float64), v != 0
-    for _ in range(int(face.sum())):
-        a = atoms[face]
-        target = np.linalg.lstsq(a @ a.T, a @ t - lam, rcond=1e-12)[0]
-        step = target - z[face]
-        falling = step < 0
-        length = min(1.0, np.min(z[face][falling] / -step[falling], initial=1.0))
-        z[face] = np.maximum(z[face] + length * step, 0.0)
-        face &= z > 1e-14 * np.abs(z).max(initial=0.0)
-        z[~face] = 0.0
-        if length == 1.0:
-            break
-    return (sign * z).astype(np.float32)
 
 
 def _gathered(kept: list[tuple[np.ndarray, _Slots]], n: int, n_latents: int) -> Codes:

@@ -51,11 +51,13 @@ def require_same(a: Objective, b: Objective) -> None:
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A dictionary posed for inference: `unit` (M, D) atoms divided by `weights` (M,); zero atoms stay zero
-    and are never used."""
+    and are never used. `dictionary`: the atoms as decode applies them, if they are not `unit` itself: solvers
+    work on the rounded quotients, certificates on these."""
 
     unit: jax.Array
     weights: jax.Array
     record: Objective
+    dictionary: jax.Array | None = None
 
     @property
     def n_latents(self) -> int:
@@ -67,8 +69,18 @@ class Problem:
 
     @functools.cached_property
     def unit64(self) -> np.ndarray:
-        """(M, D) in float64 on the host, for residuals of certificates."""
-        return np.asarray(self.unit, np.float64)
+        """(M, D) in float64 on the host, for residuals of certificates: not rounded after the division."""
+        if self.dictionary is None:
+            return np.asarray(self.unit, np.float64)
+        return np.asarray(self.dictionary, np.float64) / self.weights64[:, None]
+
+    @functools.cached_property
+    def weights64(self) -> np.ndarray:
+        """(M,) float64; 1 for zero atoms."""
+        if self.dictionary is None or self.record.weights == "unit":
+            return np.asarray(self.weights, np.float64)
+        norms = np.sqrt(np.einsum("md,md->m", *(np.asarray(self.dictionary),) * 2, dtype=np.float64))
+        return np.where(norms > 0, norms, 1.0)
 
     @functools.cached_property
     def rank_bound(self) -> int:
@@ -105,7 +117,7 @@ def pose_dictionary(dictionary: ArrayLike, record: Objective | None = None) -> P
     dictionary = jnp.asarray(dictionary, jnp.float32)
     norms = jnp.linalg.norm(dictionary, axis=1)
     weights = jnp.where(norms > 0, norms, 1.0) if record.weights == "norm" else jnp.ones_like(norms)
-    return Problem(dictionary / weights[:, None], weights, record)
+    return Problem(dictionary / weights[:, None], weights, record, dictionary)
 
 
 def pose(
@@ -163,12 +175,12 @@ def certify(problem: Problem, t: np.ndarray, codes: Codes, lam: np.ndarray | flo
     formed in float64 from the returned codes; the one full product is float32.
     """
     t64, lam = np.asarray(t, np.float64), np.broadcast_to(np.asarray(lam, np.float64), (len(codes),))
-    folded = problem.fold(codes)
-    v = np.asarray(folded.values, np.float64)
+    indices = np.asarray(codes.indices)
+    v = np.asarray(codes.values, np.float64) * problem.weights64[indices]
     if not problem.signed and v.size and v.min() < 0:
         raise AmortjaxError("negative codes under a non-negative objective: pose the SAE with signed=True")
-    residual = t64 - folded.csr(np.float64) @ problem.unit64
-    top, at = _correlations(problem.unit, jnp.asarray(residual, jnp.float32), folded.indices, problem.signed)
+    residual = t64 - Codes(indices, v, problem.n_latents).csr(np.float64) @ problem.unit64
+    top, at = _correlations(problem.unit, jnp.asarray(residual, jnp.float32), indices, problem.signed)
     top, at = np.asarray(top, np.float64), np.asarray(at, np.float64)
     s = np.where(top > lam, lam / np.maximum(top, 1e-300), 1.0)
     slack = np.abs(v) * np.maximum(lam[:, None] - s[:, None] * np.sign(v) * at, 0.0)

@@ -6,8 +6,6 @@ Coordinate descent finds the face; where a few sweeps don't end it, a damped New
 minimum. Neither ever increases the objective.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -77,14 +75,14 @@ def _newton(gram: jax.Array, v: jax.Array, slope: jax.Array) -> jax.Array:
     return jnp.maximum(v + length * direction, 0.0)
 
 
-@functools.partial(jax.jit, static_argnames=("max_rounds", "patience"))
+@jax.jit
 def solve_on_support(
     gram: jax.Array,
     q: jax.Array,
     v: jax.Array,
     tol: jax.Array | float,
-    max_rounds: int = 12,
-    patience: int = 4,
+    max_rounds: jax.Array | int = 12,
+    patience: jax.Array | int = 4,
 ) -> jax.Array:
     """Minimises 1/2 v G v - q v over v >= 0 for n tokens: gram (n, K, K), q (n, K), start v (n, K).
 

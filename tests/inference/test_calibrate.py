@@ -90,8 +90,8 @@ def test_gated_codes_are_posed_with_the_decoder_alone():
     """exp(r_mag) belongs to the encoder: the optimum does not know of it."""
     gated, standard = toy_sae("gated"), toy_sae("standard")
     x = np.random.default_rng(0).standard_normal((8, gated.d_in)).astype(np.float32)
-    a, b = aj.infer(gated, x, 0.3), aj.infer(standard, x, 0.3)
-    np.testing.assert_allclose(a.codes.dense(), b.codes.dense(), atol=1e-5)
+    a, b = (aj.infer(sae, x, 0.3, tol=1e-6) for sae in (gated, standard))
+    np.testing.assert_allclose(a.codes.dense(), b.codes.dense(), atol=2e-3)
 
 
 @pytest.mark.parametrize(

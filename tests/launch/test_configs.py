@@ -12,7 +12,7 @@ from amortjax.launch import flagged
 ROOT = Path(__file__).parents[2]
 ALIASES = {"collect": {"output_dir": "out"}}
 FLAGFILES = sorted((ROOT / "configs").glob("*/*.flags"))
-NEEDED = {"section5": ["--ckpts=x", "--out=x"], "collect": [], "train": []}
+NEEDED = {"bench_inference": [], "section5": ["--ckpts=x", "--out=x"], "collect": [], "train": []}
 
 
 def parse(launcher: str, argv: list[str]):
