@@ -154,7 +154,8 @@ def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, si
             rows, slots = cut(place)[:, None], cut(order)
             known = jnp.swapaxes(gram.at[rows, slots].get(mode="promise_in_bounds"), 1, 2)
             known = known.at[jnp.arange(block)[:, None], slots].get(mode="promise_in_bounds")
-        found = _round(unit, known, *jax.tree.map(cut, args), fresh, n_new, signed, effort, precision)
+        t, lam, inner, own = jax.tree.map(cut, args)
+        found = _round(unit, known, t, lam, inner, own, fresh, n_new, signed, effort, precision)
         put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
         return jax.tree.map(put, out, found)
 

@@ -94,7 +94,7 @@ def _interval(points, sign, slope, best, tol, bounds) -> tuple[float, float]:
     there, reach = best[0] - best[1] / slope, tol / abs(slope)
     below = low[0] if low else min(there - reach, best[0])
     above = high[0] if high else max(there + reach, best[0])
-    return tuple(float(np.clip(np.exp(a), *bounds)) for a in (below, above))
+    return float(np.clip(np.exp(below), *bounds)), float(np.clip(np.exp(above), *bounds))
 
 
 def _bracket(points, sign):

@@ -42,7 +42,7 @@ def _torch_ista(case: Case, tol: float) -> Run:
 
 def _spams(case: Case, tol: float) -> Run:
     """LARS to lambda, exact, all tokens in one call and on all cores; float32, which is its faster."""
-    import spams
+    import spams  # pyright: ignore[reportMissingImports]
 
     atoms = np.asfortranarray(np.asarray(case.problem.unit).T)
 
@@ -87,7 +87,7 @@ def _sklearn(case: Case, tol: float) -> Run:
 
 
 def _celer(case: Case, tol: float) -> Run:
-    from celer import Lasso
+    from celer import Lasso  # pyright: ignore[reportMissingImports]
 
     return _token_by_token(case, tol, Lasso)
 
