@@ -167,12 +167,42 @@ def _correlations(unit: jax.Array, residual: jax.Array, indices: jax.Array, sign
     return jnp.max(jnp.abs(c) if signed else c, axis=1), jnp.take_along_axis(c, indices, axis=1)
 
 
+_EXACT_BELOW = 0.01  # lambda / ||r|| below which a float32 product is too coarse for a certificate
+_ROUNDING = 2.4e-7  # four float32 units: what such a product may be off by, relative to ||r||
+
+
+@functools.partial(jax.jit, static_argnames="signed")
+def _off_support(unit: jax.Array, residual: jax.Array, indices: jax.Array, used: jax.Array, signed: bool):
+    """As the first of `_correlations`, of atoms that are not used."""
+    c = jnp.matmul(residual, unit.T, precision=HIGHEST)
+    rows = jnp.arange(len(c))[:, None]
+    hidden = jnp.zeros(c.shape, bool).at[rows, indices].max(used)
+    return jnp.max(jnp.where(hidden, -jnp.inf, jnp.abs(c) if signed else c), axis=1)
+
+
+def _exact_correlations(problem: Problem, residual: np.ndarray, indices: np.ndarray, v: np.ndarray):
+    """As `_correlations`, in float64 for the atoms in use and with an allowance for rounding for the others."""
+    top, at = [], []
+    for i in range(0, len(v), 64):
+        part = slice(i, i + 64)
+        r, j, used, n = residual[part], indices[part], v[part] != 0, len(v[part])
+        exact = np.einsum("nkd,nd->nk", problem.unit64[j], r)
+        pad = lambda a: np.pad(a, ((0, 64 - n), (0, 0)))  # noqa: B023, E731
+        off = _off_support(problem.unit, pad(r.astype(np.float32)), pad(j), pad(used), problem.signed)
+        off = np.asarray(off, np.float64)[:n] + _ROUNDING * np.linalg.norm(r, axis=1)
+        on = np.where(used, np.abs(exact) if problem.signed else exact, -np.inf).max(axis=1)
+        top.append(np.maximum(on, off))
+        at.append(exact)
+    return np.concatenate(top), np.concatenate(at)
+
+
 def certify(problem: Problem, t: np.ndarray, codes: Codes, lam: np.ndarray | float) -> Certificate:
     """Objective and duality gap of any codes (in the SAE's units) at `lam`, a scalar or (N,).
 
     theta = s r with s = min(1, lam / max_j U_j . r) is dual feasible, and
     gap = 1/2 (1-s)^2 ||r||^2 + sum_j |v_j| (lam - s sign(v_j) U_j . r) is a sum of non-negative terms. r is
-    formed in float64 from the returned codes; the one full product is float32.
+    formed in float64 from the returned codes; the one full product is float32, with an allowance for its rounding
+    where lambda is small against ||r||.
     """
     t64, lam = np.asarray(t, np.float64), np.broadcast_to(np.asarray(lam, np.float64), (len(codes),))
     indices = np.asarray(codes.indices)
@@ -181,10 +211,13 @@ def certify(problem: Problem, t: np.ndarray, codes: Codes, lam: np.ndarray | flo
         raise AmortjaxError("negative codes under a non-negative objective: pose the SAE with signed=True")
     residual = t64 - Codes(indices, v, problem.n_latents).csr(np.float64) @ problem.unit64
     top, at = _correlations(problem.unit, jnp.asarray(residual, jnp.float32), indices, problem.signed)
-    top, at = np.asarray(top, np.float64), np.asarray(at, np.float64)
+    top, at = np.array(top, np.float64), np.array(at, np.float64)
+    energy = np.einsum("nd,nd->n", residual, residual)
+    coarse = np.flatnonzero((lam > 0) & (lam < _EXACT_BELOW * np.sqrt(energy)))
+    if len(coarse):
+        top[coarse], at[coarse] = _exact_correlations(problem, residual[coarse], indices[coarse], v[coarse])
     s = np.where(top > lam, lam / np.maximum(top, 1e-300), 1.0)
     slack = np.abs(v) * np.maximum(lam[:, None] - s[:, None] * np.sign(v) * at, 0.0)
-    energy = np.einsum("nd,nd->n", residual, residual)
     objective = 0.5 * energy + lam * np.abs(v).sum(axis=1)
     gap = 0.5 * (1 - s) ** 2 * energy + slack.sum(axis=1)
     relative = np.divide(gap, objective, out=np.zeros_like(gap), where=objective > 0)

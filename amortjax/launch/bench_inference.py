@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
-from amortjax.inference.request import Precision
 from amortjax.launch import flagged
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from amortjax.launch.bench_parts.timing import Measured, Unit
 
 Problem = Literal["synthetic", "sae", "synthetic_l0_100", "synthetic_l0_300"]
+Precision = Literal["highest", "tensorfloat32", "bfloat16"]  # as request.Precision, which is dear to import
 HOW_TO_TRAIN = (
     "python -m amortjax.launch.collect --flagfile=configs/collect/minilm_wikitext.flags && "
     "python -m amortjax.launch.train --flagfile=configs/train/minilm_wikitext_topk.flags"

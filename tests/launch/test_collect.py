@@ -94,7 +94,12 @@ def test_killed_run_goes_on(model_folder: str, whole: tuple[str, Path], tmp_path
     assert record["n_rows"] > 20_000
     assert not record["finished"]
     collect.run(_config(model_folder, dataset, tmp_path / "killed"))
-    assert _files(tmp_path / "killed") == _files(complete)
+    ours, theirs = _files(tmp_path / "killed"), _files(complete)
+    assert ours.keys() == theirs.keys()
+    # Two processes need not agree on a matmul's last bits; all that is not an activation is equal to the byte.
+    assert {n for n in ours if ours[n] != theirs[n]} <= {n for n in ours if n.startswith("activations/")}
+    a, b = (open_store(path).read(slice(None)) for path in (tmp_path / "killed", complete))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_speed_is_reported(whole: tuple[str, Path]):
