@@ -66,6 +66,10 @@ class Config:
     ista_steps: Annotated[int, "ISTA steps of non_amortized."] = 200
     tol: Annotated[float, "Relative duality gap of the optimum."] = 1e-4
     solver: Annotated[Literal["active_set", "fista"], "Of the optimum."] = "active_set"
+    precision: Annotated[
+        Literal["highest", "tensorfloat32", "bfloat16"],
+        "Of the optimum's search for candidate latents; its certificate is float32 always.",
+    ] = "highest"
     calibration_tokens: Annotated[int, "Tokens (whole documents) on which lambda is calibrated."] = 16384
     eval_tokens: Annotated[int, "Test tokens (whole documents)."] = 32768
     probe_tokens: Annotated[int, "Tokens on which probes are fitted."] = 16384
@@ -183,6 +187,7 @@ def make_plan(config: Config) -> Any:
     names += (
         "tol",
         "solver",
+        "precision",
         "calibration_tokens",
         "eval_tokens",
         "probe_tokens",
