@@ -61,6 +61,21 @@ def test_calibrate_matches_the_encoders_l0(toy_store):
     assert solution.record.lam == found.lam
 
 
+def test_calibration_costs_at_most_three_solves_of_its_tokens(monkeypatch):
+    from amortjax.inference import modes
+
+    sae, r, solved = toy_sae(), np.random.default_rng(0), []
+    z = (r.random((8192, 64)) < 0.06) * r.exponential(size=(8192, 64))
+    x = (z @ np.asarray(sae.W_dec)).astype(np.float32)
+    plain = modes.solve
+    monkeypatch.setattr(modes, "solve", lambda *a, **k: (solved.append(len(a[2])), plain(*a, **k))[1])
+    found = aj.calibrate(sae, x, l0=4.0)
+    assert found.reached
+    assert abs(found.l0 / 4.0 - 1) <= 0.01
+    assert found.interval[0] <= found.lam <= found.interval[1]
+    assert sum(solved) <= 3 * len(x)
+
+
 def test_calibrate_refuses_more_than_an_optimum_can_have(toy_store):
     with pytest.raises(AmortjaxError, match="at most rank"):
         aj.calibrate(toy_sae(), toy_store.read(toy_store.rows("calibrate"))[:64], l0=40)
