@@ -88,11 +88,20 @@ def infer(
     folded = problem.fold(encoder)
     scale = modes.best_scale(problem, t, folded, lam) if mode == "encoder_scaled" else 1.0
     codes, iterations = modes.solve(mode, problem, t, encoder, lam, scale, settings)
-    proof = objective.certify(problem, t, codes, lam)
+    proof = _proof(problem, t, codes, lam, settings.chunk)
     certified = (proof.relative_gap <= tol) & (lam > 0)
     lam_said = float(lam[0]) if len(lam) and np.all(lam == lam[0]) else None
     record = dataclasses.replace(problem.record, lam=lam_said, target="input" if target is None else "output")
     return Solution(codes, proof.objective, proof.gap, proof.relative_gap, certified, iterations, record)
+
+
+def _proof(problem: objective.Problem, t: np.ndarray, codes: Codes, lam: np.ndarray, chunk: int):
+    """The certificate of all tokens without its residuals, which would be as large as the tokens twice over."""
+    parts = []
+    for i in range(0, max(len(t), 1), chunk):
+        part = objective.certify(problem, t[i : i + chunk], codes.rows(i, i + chunk), lam[i : i + chunk])
+        parts.append(part._replace(residual=np.zeros((0, t.shape[1]))))
+    return objective.Certificate(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _checked_lam(lam: Any, n: int) -> np.ndarray:

@@ -196,6 +196,12 @@ def _exact_correlations(problem: Problem, residual: np.ndarray, indices: np.ndar
     return np.concatenate(top), np.concatenate(at)
 
 
+def _parts(n: int, n_latents: int) -> list[slice]:
+    """Tokens at a time, so that one part's correlations with the dictionary fit in 256 MiB."""
+    rows = max(16, min(1024, (256 << 20) // (4 * n_latents)))
+    return [slice(i, i + rows) for i in range(0, max(n, 1), rows)]
+
+
 def certify(problem: Problem, t: np.ndarray, codes: Codes, lam: np.ndarray | float) -> Certificate:
     """Objective and duality gap of any codes (in the SAE's units) at `lam`, a scalar or (N,).
 
@@ -204,8 +210,19 @@ def certify(problem: Problem, t: np.ndarray, codes: Codes, lam: np.ndarray | flo
     formed in float64 from the returned codes; the one full product is float32, with an allowance for its rounding
     where lambda is small against ||r||.
     """
-    t64, lam = np.asarray(t, np.float64), np.broadcast_to(np.asarray(lam, np.float64), (len(codes),))
-    indices = np.asarray(codes.indices)
+    lam = np.broadcast_to(np.asarray(lam, np.float64), (len(codes),))
+    parts = _parts(len(codes), problem.n_latents)
+    found = [
+        _certify(problem, t[p], Codes(codes.indices[p], codes.values[p], codes.n_latents), lam[p])
+        for p in parts
+    ]
+    return (
+        found[0] if len(found) == 1 else Certificate(*(np.concatenate(c) for c in zip(*found, strict=True)))
+    )
+
+
+def _certify(problem: Problem, t: np.ndarray, codes: Codes, lam: np.ndarray) -> Certificate:
+    t64, indices = np.asarray(t, np.float64), np.asarray(codes.indices)
     v = np.asarray(codes.values, np.float64) * problem.weights64[indices]
     if not problem.signed and v.size and v.min() < 0:
         raise AmortjaxError("negative codes under a non-negative objective: pose the SAE with signed=True")
@@ -232,4 +249,6 @@ def _lam_max(unit: jax.Array, t: jax.Array, signed: bool) -> jax.Array:
 
 def lam_max(problem: Problem, t: ArrayLike) -> np.ndarray:
     """(N,): the smallest lambda at which a token's optimum is zero, max_j (W_j . t)_+ / w_j (half form)."""
-    return np.asarray(_lam_max(problem.unit, jnp.asarray(t, jnp.float32), problem.signed))
+    t = np.asarray(t, np.float32)
+    parts = _parts(len(t), problem.n_latents)
+    return np.concatenate([np.asarray(_lam_max(problem.unit, t[p], problem.signed)) for p in parts])

@@ -112,3 +112,15 @@ def test_codes_round_trip_and_drop_nothing():
     np.testing.assert_array_equal(codes.widened(64).dense(), z)
     np.testing.assert_array_equal(codes.l0, (z != 0).sum(axis=1))
     assert isinstance(codes.rows(2, 5), Codes)
+
+
+def test_tokens_are_certified_in_parts_that_change_nothing():
+    atoms, t = sparse_problem(3, n=1500)
+    problem = objective.pose_dictionary(atoms)
+    codes = from_dense(np.maximum(t @ atoms.T - 0.5, 0))
+    whole = objective.certify(problem, t, codes, 0.1)
+    one = [objective.certify(problem, t[i : i + 7], codes.rows(i, i + 7), 0.1) for i in (0, 1020, 1493)]
+    for i, part in zip((0, 1020, 1493), one, strict=True):
+        np.testing.assert_allclose(part.relative_gap, whole.relative_gap[i : i + 7], rtol=1e-5)
+        np.testing.assert_array_equal(part.residual, whole.residual[i : i + 7])
+    assert max(p.stop - p.start for p in objective._parts(10**6, 65_536)) * 65_536 * 4 <= 256 << 20
