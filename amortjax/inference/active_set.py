@@ -14,175 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from amortjax.inference import exact, support
+from amortjax.inference import exact
 from amortjax.inference.codes import Codes, concatenate, round_up
-from amortjax.inference.objective import HIGHEST, Problem, certify
+from amortjax.inference.objective import Problem, certify
 from amortjax.inference.request import Precision, Request, Solved
+from amortjax.inference.rounds import MOST_EFFORT, Found, Slots, first_candidates, run_rounds
 
 MAX_ROUNDS = 60
-_BLOCKS = 512  # candidates are the best of each of this many strided blocks
 _DOUBTFUL = 0.02  # lambda / ||t|| below which float32's own gap is checked in float64
-_EFFORT = 16  # most rounds of the small lasso
-_NEVER = -1e30  # the gain q of a slot that must stay at zero
 _TIGHTEST = 1e-7  # KKT residual of the small lasso relative to lam; below that float32 has nothing to say
-
-
-def best_of_blocks(score: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best score of each strided block, best `count` blocks: values and indices (n, count); and the largest
-    score (n,). score (n, M); of scores below 0 nothing is said.
-
-    A full top-k of M entries costs a good part of the product that made them. Here the row within a block
-    takes the place of a value's last bits (2^-14 of it at M = 65 536), so that one vectorised maximum finds
-    both. The worst violator is always among them, to those bits.
-    """
-    n, m = score.shape
-    if m <= 4 * _BLOCKS:
-        value, index = jax.lax.top_k(score, count)
-        return value, index, value[:, 0]
-    score = jnp.pad(score, ((0, 0), (0, -m % _BLOCKS))).reshape(n, -1, _BLOCKS)
-    rows = score.shape[1]
-    mask = (1 << max(1, (rows - 1).bit_length())) - 1
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(score, 0.0), jnp.int32) & ~mask
-    key = jnp.max(bits | jnp.arange(rows, dtype=jnp.int32)[None, :, None], axis=1)
-    # Positive floats and their bits order alike; top_k is fast for floats only.
-    _, block = jax.lax.top_k(jax.lax.bitcast_convert_type(key, jnp.float32), count)
-    chosen = jnp.take_along_axis(key, block, axis=1)
-    value = jax.lax.bitcast_convert_type(chosen & ~mask, jnp.float32)
-    index = jnp.minimum((chosen & mask) * _BLOCKS + block, m - 1)
-    return value, index, jnp.max(jnp.max(score, axis=1), axis=1)
-
-
-class _Slots(NamedTuple):
-    """The candidates of n tokens on the host, the newest last: indices (n, K), their signs (n, K) (1 unless the
-    problem is signed), values v >= 0 (n, K), used (n, K) bool."""
-
-    indices: Any
-    sign: Any
-    v: Any
-    used: Any
-
-
-class _Found(NamedTuple):
-    """What a round says of each token, (n,) or (n, K) or (n, fresh)."""
-
-    v: Any
-    flip: Any  # inactive slots that would do better with the other sign
-    gap: Any
-    objective: Any
-    excess: Any  # largest correlation over the whole dictionary, minus lam
-    candidates: Any  # atoms that violate optimality most
-    sign: Any
-    wanted: Any  # whether they violate it at all
-
-
-def _grown(unit, gram, t, slots: _Slots, fresh: int):
-    """The Gram matrix of the slots' atoms, of which `gram` (n, K - fresh, K - fresh) is known, and A t (n, K).
-    Unused slots hold some atom or other: they are kept at zero by the small lasso's q."""
-    cross, reach = support.inner_products(unit, slots.indices, t, fresh)
-    kept = slots.indices.shape[1] - fresh
-    if kept == 0:
-        return cross, reach
-    across = jnp.swapaxes(cross[:, :, :kept], 1, 2)
-    return jnp.concatenate([jnp.concatenate([gram, across], axis=2), cross], axis=1), reach
-
-
-def _product(r: jax.Array, unit: jax.Array, precision: Precision) -> jax.Array:
-    """r U^T, float32, (n, M). Lower precisions cost less where the device has them, and a few candidates."""
-    if precision == "bfloat16":
-        r, unit = r.astype(jnp.bfloat16), unit.astype(jnp.bfloat16)
-        return jnp.matmul(r, unit.T, preferred_element_type=jnp.float32)
-    return jnp.matmul(
-        r, unit.T, precision=jax.lax.Precision.HIGH if precision == "tensorfloat32" else HIGHEST
-    )
-
-
-def _round(
-    unit,
-    gram,
-    t,
-    lam,
-    inner,
-    slots: _Slots,
-    fresh: int,
-    n_new: int,
-    signed: bool,
-    effort: int,
-    precision: Precision,
-):
-    """One round for a block of tokens; `inner` (n,) is the KKT residual, relative to lam, at which the small
-    lasso stops."""
-    gram, reach = _grown(unit, gram, t, slots, fresh)
-    s = slots.sign
-    own, reach = (gram * (s[:, :, None] * s[:, None, :]), reach * s) if signed else (gram, reach)
-    rounding = 3e-7 * jnp.max(jnp.where(slots.used, reach, 0.0), axis=1)
-    q = jnp.where(slots.used, reach - lam[:, None], _NEVER)
-    # Newton steps are for the stubborn few: a block waits for its slowest token.
-    patience = jnp.where(effort >= _EFFORT, 4, effort)
-    v = support.solve_on_support(own, q, slots.v, jnp.maximum(inner * lam, rounding), effort, patience)
-    r = t - support.combined(unit, slots.indices, s * v)
-    c = _product(r, unit, precision)
-    score, index, top = best_of_blocks(jnp.abs(c) if signed else c, n_new)
-    at = s * jnp.take_along_axis(c, slots.indices, axis=1)
-    shrink = jnp.where(top > lam, lam / jnp.maximum(top, 1e-30), 1.0)
-    energy = jnp.sum(r * r, axis=1)
-    slack = jnp.sum(v * jnp.maximum(lam[:, None] - shrink[:, None] * at, 0.0), axis=1)
-    known = jnp.any((index[:, :, None] == slots.indices[:, None, :]) & slots.used[:, None, :], axis=2)
-    gap, objective = 0.5 * (1 - shrink) ** 2 * energy + slack, 0.5 * energy + lam * jnp.sum(v, axis=1)
-    flip = (slots.used & (v == 0) & (at < -lam[:, None])) if signed else jnp.zeros(v.shape, bool)
-    wanted = (score > lam[:, None]) & ~known
-    return _Found(v, flip, gap, objective, top - lam, index, _signs(c, index, signed), wanted), gram
-
-
-def _signs(c, index, signed: bool):
-    if not signed:
-        return jnp.ones(index.shape, c.dtype)
-    return jnp.where(jnp.take_along_axis(c, index, axis=1) < 0, -1.0, 1.0)
-
-
-@functools.partial(jax.jit, static_argnames=("block", "fresh", "n_new", "signed", "precision"))
-def _rounds(unit, gram, place, order, n_blocks, args, *, block, fresh, n_new, signed, effort, precision):
-    """`_round` over blocks of `block` rows, as many as `n_blocks` (dynamic) says: one compilation serves any
-    number of tokens, and only one block's correlations are ever dense. args: (t, lam, inner, slots) of R rows.
-    The known Gram entries are those of row `place` (R,) of `gram`, slots `order` (R, K - fresh)."""
-    n_slots = args[3].indices.shape[1]
-
-    def one(i, out):
-        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, i * block, block)  # noqa: E731
-        known = None
-        if fresh < n_slots:
-            # Rows, a transpose and rows again, because whole rows are fast to gather and single entries are not.
-            rows, slots = cut(place)[:, None], cut(order)
-            known = jnp.swapaxes(gram.at[rows, slots].get(mode="promise_in_bounds"), 1, 2)
-            known = known.at[jnp.arange(block)[:, None], slots].get(mode="promise_in_bounds")
-        t, lam, inner, own = jax.tree.map(cut, args)
-        found = _round(unit, known, t, lam, inner, own, fresh, n_new, signed, effort, precision)
-        put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
-        return jax.tree.map(put, out, found)
-
-    n = len(args[0])
-    start = _blank(n, n_slots, n_new), jnp.zeros((n, n_slots, n_slots))
-    return jax.lax.fori_loop(0, n_blocks, one, start)
-
-
-def _blank(n: int, n_slots: int, n_new: int) -> _Found:
-    each, slots, new = jnp.zeros(n), jnp.zeros((n, n_slots)), jnp.zeros((n, n_new))
-    return _Found(slots, slots > 0, each, each, each, new.astype(jnp.int32), new, new > 0)
-
-
-@functools.partial(jax.jit, static_argnames=("count", "block", "signed", "precision"))
-def _start(unit, t, n_blocks, *, count, block, signed, precision):
-    """The atoms best correlated with t (R, D): scores, indices and signs (R, count)."""
-
-    def one(i, out):
-        part = jax.lax.dynamic_slice_in_dim(t, i * block, block)
-        c = _product(part, unit, precision)
-        score, index, _ = best_of_blocks(jnp.abs(c) if signed else c, count)
-        found = score, index, _signs(c, index, signed)
-        put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, 0)  # noqa: E731
-        return jax.tree.map(put, out, found)
-
-    zeros = jnp.zeros((len(t), count))
-    return jax.lax.fori_loop(0, n_blocks, one, (zeros, zeros.astype(jnp.int32), zeros))
 
 
 class _Batch(NamedTuple):
@@ -191,7 +31,7 @@ class _Batch(NamedTuple):
     of `gram`. `n_new`: candidates the next round shall name."""
 
     rows: np.ndarray
-    slots: _Slots
+    slots: Slots
     fresh: int
     n_new: int
     gram: Any
@@ -201,7 +41,7 @@ class _Batch(NamedTuple):
     effort: int = 2  # rounds of the small lasso: few while candidates are missing anyway
 
     def take(self, keep: Any) -> "_Batch":
-        slots = _Slots(*(a[keep] for a in self.slots))
+        slots = Slots(*(a[keep] for a in self.slots))
         return self._replace(
             rows=self.rows[keep], slots=slots, place=self.place[keep], order=self.order[keep]
         )
@@ -232,23 +72,23 @@ def _padded(a: np.ndarray, rows: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="n_slots")
 def _widened(gram: jax.Array, n_slots: int) -> jax.Array:
-    """As if of `n_slots` slots, so that `_rounds` is not compiled for every pair of widths."""
+    """As if of `n_slots` slots, so that `run_rounds` is not compiled for every pair of widths."""
     extra = n_slots - gram.shape[1]
     return jnp.pad(gram, ((0, 0), (0, extra), (0, extra)))
 
 
-def _run(problem: Problem, t, lam, inner, batch: _Batch) -> tuple[_Found, jax.Array]:
+def _run(problem: Problem, t, lam, inner, batch: _Batch) -> tuple[Found, jax.Array]:
     """A round for a batch that fits its buffers: what it found, on the host, and the new Gram matrices."""
     n, n_slots = batch.slots.indices.shape
     rows, block = _shape(n, n_slots, problem.n_latents)
     gram = jnp.zeros((1, 1, 1)) if batch.gram is None else _widened(batch.gram, n_slots)
     pad = lambda a: _padded(a, rows)  # noqa: E731
-    args = (pad(t), np.maximum(pad(lam), 1e-30), pad(inner), _Slots(*(pad(a) for a in batch.slots)))
+    args = (pad(t), np.maximum(pad(lam), 1e-30), pad(inner), Slots(*(pad(a) for a in batch.slots)))
     options = {"block": block, "fresh": batch.fresh, "n_new": batch.n_new, "signed": problem.signed}
     options |= {"effort": np.int32(batch.effort), "precision": batch.precision}
     place, order = pad(batch.place), pad(batch.order)
-    found, gram = _rounds(problem.unit, gram, place, order, -(-n // block), args, **options)
-    return _Found(*(np.asarray(a)[:n] for a in found)), gram
+    found, gram = run_rounds(problem.unit, gram, place, order, -(-n // block), args, **options)
+    return Found(*(np.asarray(a)[:n] for a in found)), gram
 
 
 def _initial(problem: Problem, t: np.ndarray, start: Codes | None, precision: Precision) -> _Batch:
@@ -256,7 +96,7 @@ def _initial(problem: Problem, t: np.ndarray, start: Codes | None, precision: Pr
     n, m = len(t), problem.n_latents
     if start is not None:
         values = np.asarray(start.values) if problem.signed else np.maximum(np.asarray(start.values), 0.0)
-        slots = _Slots(np.asarray(start.indices), np.sign(values), np.abs(values), values != 0)
+        slots = Slots(np.asarray(start.indices), np.sign(values), np.abs(values), values != 0)
         order = np.argsort(~slots.used, axis=1, kind="stable")
         n_slots = _capacity(int(slots.used.sum(axis=1).max(initial=0)))
         slots = _ordered(slots, order, n_slots)
@@ -265,27 +105,28 @@ def _initial(problem: Problem, t: np.ndarray, start: Codes | None, precision: Pr
         rows, block = _shape(n, n_slots, problem.n_latents)
         options = {"count": n_slots, "block": block, "signed": problem.signed, "precision": precision}
         score, index, sign = (
-            np.asarray(a)[:n] for a in _start(problem.unit, _padded(t, rows), -(-n // block), **options)
+            np.asarray(a)[:n]
+            for a in first_candidates(problem.unit, _padded(t, rows), -(-n // block), **options)
         )
-        slots = _Slots(index, sign, np.zeros_like(score), score > 0)
+        slots = Slots(index, sign, np.zeros_like(score), score > 0)
     place, order = np.zeros(n, np.int32), np.zeros((n, 0), np.int32)
     # More candidates a round, so fewer rounds, where the product over the dictionary is the dear part.
     n_new = 32 if problem.unit.size >= 1 << 22 else 16
     return _Batch(np.arange(n), slots, n_slots, min(n_new, m), None, place, order, precision)
 
 
-def _ordered(slots: _Slots, order: np.ndarray, n_slots: int) -> _Slots:
+def _ordered(slots: Slots, order: np.ndarray, n_slots: int) -> Slots:
     """The first `n_slots` slots in the given order, padded with unused ones."""
     order = order[:, :n_slots]
     pad = ((0, 0), (0, n_slots - order.shape[1]))
-    slots = _Slots(*(np.pad(np.take_along_axis(a, order, axis=1), pad) for a in slots))
+    slots = Slots(*(np.pad(np.take_along_axis(a, order, axis=1), pad) for a in slots))
     return slots._replace(sign=np.where(slots.used, slots.sign, 1.0).astype(np.float32))
 
 
-def _following(batch: _Batch, found: _Found, gram: jax.Array, open_: np.ndarray, n_latents: int) -> _Batch:
+def _following(batch: _Batch, found: Found, gram: jax.Array, open_: np.ndarray, n_latents: int) -> _Batch:
     """The tokens still open: active slots first and all kept while there is room, candidates behind them."""
     batch = batch.take(open_)
-    found = _Found(*(a[open_] for a in found))
+    found = Found(*(a[open_] for a in found))
     sign = np.where(found.flip, -batch.slots.sign, batch.slots.sign)
     slots = batch.slots._replace(v=found.v, sign=sign)
     n_active, wanted = (found.v > 0).sum(axis=1), found.wanted.sum(axis=1)
@@ -297,14 +138,14 @@ def _following(batch: _Batch, found: _Found, gram: jax.Array, open_: np.ndarray,
     order = order[:, : n_slots - fresh].astype(np.int32)
     kept = _ordered(slots, order, n_slots - fresh)
     order = np.pad(order, ((0, 0), (0, n_slots - fresh - order.shape[1])))
-    new = _Slots(found.candidates, found.sign, np.zeros_like(found.sign), found.wanted)
-    new = _Slots(*(a[:, :fresh] for a in new))
-    slots = _Slots(*(np.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True)))
+    new = Slots(found.candidates, found.sign, np.zeros_like(found.sign), found.wanted)
+    new = Slots(*(a[:, :fresh] for a in new))
+    slots = Slots(*(np.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True)))
     # Where nearly all that were taken in are active, many more are to come; after the second round, few.
     dense = n_active.mean() > 0.8 * batch.slots.indices.shape[1]
     n_new = 2 * fresh if dense else 16
     # While candidates are missing, accuracy is wasted.
-    effort = min(2 * batch.effort, _EFFORT // 2 if wanted.mean() > 4 else _EFFORT)
+    effort = min(2 * batch.effort, MOST_EFFORT // 2 if wanted.mean() > 4 else MOST_EFFORT)
     place = np.flatnonzero(open_).astype(np.int32)
     # Two rounds at a lower precision; only `highest` certifies.
     precision: Precision = batch.precision if batch.gram is None else "highest"
@@ -357,7 +198,7 @@ def _solve_part(
     norm, rounds, closed = np.linalg.norm(t, axis=1), np.zeros(len(t), np.int32), np.zeros(len(t), bool)
     best = np.full(len(t), np.inf)
     inner = np.full(len(t), max(0.1 * np.sqrt(tol), _TIGHTEST), np.float32)
-    kept: list[tuple[np.ndarray, _Slots]] = []
+    kept: list[tuple[np.ndarray, Slots]] = []
     pending = _pieces(_initial(problem, t, start, precision), problem.n_latents)
     while pending:
         batch = pending.pop()
@@ -377,7 +218,7 @@ def _solve_part(
         inner[tighter] = np.maximum(inner[tighter] * 0.1, _TIGHTEST)
         done = (optimal | stuck) & (batch.precision == "highest") | (rounds[rows] >= MAX_ROUNDS)
         closed[rows] = optimal
-        kept.append((rows[done], _Slots(*(a[done] for a in batch.slots._replace(v=found.v)))))
+        kept.append((rows[done], Slots(*(a[done] for a in batch.slots._replace(v=found.v)))))
         if not done.all():
             following = _following(batch, found, gram, ~done, problem.n_latents)
             pending += _pieces(following, problem.n_latents)
@@ -419,7 +260,7 @@ def _mended(
     return codes
 
 
-def _gathered(kept: list[tuple[np.ndarray, _Slots]], n: int, n_latents: int) -> Codes:
+def _gathered(kept: list[tuple[np.ndarray, Slots]], n: int, n_latents: int) -> Codes:
     """The codes of all tokens in order, with no more slots than the densest needs."""
     most = max([int((slots.v > 0).sum(axis=1).max(initial=0)) for _, slots in kept], default=0)
     capacity = round_up(most, at_least=16)

@@ -5,7 +5,6 @@ v <- H_K(max(v + mu U (t - v U), 0)), where H_K keeps a token's K largest, with 
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,30 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from amortjax.inference import refit
-from amortjax.inference.codes import Codes, concatenate, from_dense, round_up
+from amortjax.inference.chunks import in_chunks
+from amortjax.inference.codes import round_up
 from amortjax.inference.objective import HIGHEST, Problem
 from amortjax.inference.pursuit import budget_of, unit_norm
 from amortjax.inference.request import Request, Solved
-
-
-def in_chunks(request: Request, solve: Callable) -> Codes:
-    """Codes from solve(t (C, D), lam (C,), start (C, M), budget (C,)) -> (C, M), all device arrays, a chunk of the
-    request's tokens at a time, the last one padded with zeros so that a shape compiles once."""
-    n, chunk, m = len(request.t), request.settings.chunk, request.problem.n_latents
-    budget = np.zeros(n, int) if request.budget is None else np.broadcast_to(request.budget, (n,))
-    lam = np.broadcast_to(request.lam, (n,))
-    parts = []
-    for i in range(0, n, chunk):
-        rows = slice(i, min(i + chunk, n))
-        here = rows.stop - i
-        start = np.zeros((here, m)) if request.start is None else request.start.rows(i, rows.stop).dense()
-        wide = lambda a, dtype=jnp.float32: jnp.asarray(  # noqa: E731
-            np.pad(a, [(0, chunk - here)] + [(0, 0)] * (a.ndim - 1)),  # noqa: B023
-            dtype,
-        )
-        out = solve(wide(request.t[rows]), wide(lam[rows]), wide(start), wide(budget[rows], jnp.int32))
-        parts.append(from_dense(np.asarray(out)[:here]))
-    return concatenate(parts)
 
 
 def _largest(v, budget, slots: int, signed: bool):

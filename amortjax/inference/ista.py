@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from amortjax.inference.codes import concatenate, from_dense
+from amortjax.inference.chunks import in_chunks
 from amortjax.inference.objective import HIGHEST
 from amortjax.inference.request import Request, Solved
 
@@ -77,22 +77,13 @@ def descend(unit, t, v0, lam, lipschitz, *, solver: str, n_steps: int, signed: b
 
 
 def _solve(request: Request, method: str, n_steps: int) -> Solved:
-    """From the request's start, a chunk at a time, the last one padded so that a shape compiles once."""
-    problem, n, chunk = request.problem, len(request.t), request.settings.chunk
-    parts = []
-    for i in range(0, n, chunk):
-        rows = min(i + chunk, n) - i
-        start = (
-            np.zeros((rows, problem.n_latents), np.float32)
-            if request.start is None
-            else request.start.rows(i, i + rows).dense()
-        )
-        wide = lambda a: jnp.asarray(np.pad(a, [(0, chunk - rows)] + [(0, 0)] * (a.ndim - 1)), jnp.float32)  # noqa: B023, E731
-        t, lam = wide(request.t[i : i + rows]), wide(request.lam[i : i + rows])
-        options = {"solver": method, "n_steps": n_steps, "signed": problem.signed}
-        v = descend(problem.unit, t, wide(start), lam, problem.lipschitz, **options)
-        parts.append(from_dense(np.asarray(v)[:rows]))
-    return concatenate(parts), np.full(n, n_steps)
+    problem = request.problem
+    options = {"solver": method, "n_steps": n_steps, "signed": problem.signed}
+
+    def solve(t, lam, start, _):
+        return descend(problem.unit, t, start, lam, problem.lipschitz, **options)
+
+    return in_chunks(request, solve), np.full(len(request.t), n_steps)
 
 
 def solve_ista(request: Request) -> Solved:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from amortjax.inference.iht import in_chunks
+from amortjax.inference.chunks import in_chunks
 from amortjax.inference.objective import HIGHEST
 from amortjax.inference.request import Request, Solved
 

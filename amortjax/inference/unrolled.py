@@ -22,7 +22,7 @@ import optax
 from flax import struct
 
 from amortjax.errors import AmortjaxError
-from amortjax.inference.iht import in_chunks
+from amortjax.inference.chunks import in_chunks
 from amortjax.inference.objective import HIGHEST, Problem
 from amortjax.inference.request import Request, Solved
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amortjax.inference import active_set, objective
+from amortjax.inference import active_set, objective, rounds
 from amortjax.inference.codes import Codes
 
 # Zero-padded to these, so that all problems together compile to a handful of shapes.
@@ -51,13 +51,13 @@ def check(case, complete: bool):
     """`complete`: also that all are certified but where lambda is small."""
     atoms, t, lam, signed = case
     problem = objective.pose_dictionary(atoms, objective.Objective(sign="signed" if signed else "nonneg"))
-    folded, rounds = active_set.optimum(problem, t, lam, None, TOL)
+    folded, taken = active_set.optimum(problem, t, lam, None, TOL)
     codes = problem.unfold(folded)
     claimed = objective.certify(problem, t, codes, lam).relative_gap
     z = codes.dense().astype(np.float64)
     assert np.isfinite(z).all()
     assert signed or (z >= 0).all()
-    assert (rounds <= active_set.MAX_ROUNDS).all()
+    assert (taken <= active_set.MAX_ROUNDS).all()
     true = relative_gap(atoms.astype(np.float64), t.astype(np.float64), z, lam, signed)
     assert (true[claimed <= TOL] <= 2 * TOL).all()
     # Uncertified is honest, but only where codes rounded to float32 can no longer be better: rounding alone costs
@@ -80,7 +80,7 @@ def test_no_token_is_falsely_certified(case):
 @given(problems())
 def test_no_token_of_ten_thousand_problems_is_falsely_certified(case):
     check(case, complete=False)
-    assert active_set._rounds._cache_size() <= 20
+    assert rounds.run_rounds._cache_size() <= 20
 
 
 def test_certified_tokens_agree_with_scikit_learn_within_the_certificate():
