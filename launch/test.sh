@@ -3,6 +3,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_venv export dev
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=2
+# Scratch in huge pages: see amortjax/launch/huge_pages.py.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 ruff check .
 ruff format --check .

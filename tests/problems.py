@@ -34,7 +34,11 @@ def toy_sae(variant: str = "topk", d: int = 16, m: int = 64, k: int = 4, seed: i
         "batch_topk": {"threshold": jnp.asarray(1.0)},
         "matryoshka": {"threshold": jnp.asarray(1.0)},
         "gated": {"r_mag": zeros + 0.1, "b_gate": zeros - 1.0, "b_mag": zeros},
+        "loca": {},
+        "mlp": {"W_hidden": atoms.T[None, :, :8], "b_hidden": zeros[None, :8], "W_up": 0.3 * atoms.T[:8]},
     }[variant]
     b_enc = zeros - 1.0 if variant == "standard" else zeros
-    groups = (m // 4, m - m // 4) if variant == "matryoshka" else ()
-    return SAE(atoms.T, b_enc, atoms, bias, bias, extra, variant, k, groups, info=Info(name=f"toy {variant}"))
+    groups = (m // 4, m - m // 4) if variant in ("matryoshka", "loca") else ()
+    group_k = (1, k - 1) if variant == "loca" else ()
+    info = Info(name=f"toy {variant}")
+    return SAE(atoms.T, b_enc, atoms, bias, bias, extra, variant, k, groups, group_k, info=info)

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 from absl import flags
 
 from amortjax.errors import AmortjaxError
+from amortjax.launch import huge_pages
 
 
 class FlagError(AmortjaxError):
@@ -70,6 +71,15 @@ def _parse_value(name: str, kind: Any, text: str) -> Any:
         ) from error
 
 
+def parse_field(config_class: type, name: str, text: str) -> Any:
+    """The value of one field from its text. Raises FlagError if there is no such field or value."""
+    hints = _hints(config_class)
+    if name not in hints:
+        close = difflib.get_close_matches(name, hints, n=1)
+        raise FlagError(f"--{name}: no such flag." + (f" Did you mean --{close[0]}?" if close else ""))
+    return _parse_value(name, hints[name][0], text)
+
+
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
@@ -100,6 +110,21 @@ def parse(config_class: type, argv: Sequence[str], aliases: dict[str, str] | Non
 
     `aliases` maps another spelling of a flag to the field it sets. Raises FlagError with the choices.
     """
+    given = given_flags(config_class, argv, aliases)
+    missing = [
+        f.name
+        for f in dataclasses.fields(config_class)
+        if f.default is dataclasses.MISSING and f.name not in given
+    ]
+    if missing:
+        raise FlagError(f"needed: {', '.join('--' + name for name in missing)}. --help explains each.")
+    return config_class(**given)
+
+
+def given_flags(
+    config_class: type, argv: Sequence[str], aliases: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """{field: value} of the flags that are given, in the arguments or their flagfiles."""
     aliases = aliases or {}
     hints = _hints(config_class)
     values = flags.FlagValues()
@@ -123,7 +148,7 @@ def parse(config_class: type, argv: Sequence[str], aliases: dict[str, str] | Non
         lists = [name for name, (kind, _) in hints.items() if _is_list(kind)]
         example = f", as in --{lists[-1]}=a,b,c" if lists else ""
         raise FlagError(f"{' '.join(rest)}: not a flag. Lists are comma-separated without spaces{example}.")
-    given = {}
+    given: dict[str, Any] = {}
     for name in [*aliases, *hints]:
         field = aliases.get(name, name)
         if values[name].present:
@@ -131,14 +156,7 @@ def parse(config_class: type, argv: Sequence[str], aliases: dict[str, str] | Non
             given[field] = (
                 value if isinstance(value, bool) else _parse_value(name, hints[field][0], str(value))
             )
-    missing = [
-        f.name
-        for f in dataclasses.fields(config_class)
-        if f.default is dataclasses.MISSING and f.name not in given
-    ]
-    if missing:
-        raise FlagError(f"needed: {', '.join('--' + name for name in missing)}. --help explains each.")
-    return config_class(**given)
+    return given
 
 
 def to_json(config: Any) -> str:
@@ -153,6 +171,7 @@ def launch(
     if any(arg in ("-h", "-help", "--help", "--helpfull", "--helpshort") for arg in argv):
         print(help_text(config_class, module))
         raise SystemExit(0)
+    huge_pages.ensure()
     try:
         run(parse(config_class, argv, aliases))
     except AmortjaxError as error:

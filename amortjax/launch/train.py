@@ -1,8 +1,8 @@
-"""Trains an SAE on the activations of a store (amortjax.launch.collect) and writes it as a native
-checkpoint.
+"""Trains SAEs on the activations of a store (amortjax.launch.collect), or straight from a language model.
 
-Only rows of the sae_train split are read. Writes FOLDER/sae.safetensors and sae.json, metrics.jsonl and
-train.json; a killed run goes on from FOLDER/state, a finished one is left as it is.
+Only rows of the sae_train split are trained on. Writes FOLDER/sae.safetensors and sae.json, metrics.jsonl,
+train.json and training.png. With --sweep or --configs, several SAEs are trained in one pass on the same batches,
+each in a folder of its own below FOLDER. A killed run goes on from FOLDER/state, a finished one is left as it is.
 """
 
 import dataclasses
@@ -10,59 +10,154 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
 from amortjax.files import write_atomically
 from amortjax.launch import flagged
+from amortjax.launch.sweep import expand
 from amortjax.training.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Recipe):
-    acts: Annotated[str, "Activation store, as written by amortjax.launch.collect."]
-    out: Annotated[str, "Folder for the SAE."]
-    checkpoint_every: Annotated[int, "Steps between checkpoints of the training's state."] = 500
+    out: Annotated[str, "Folder for the SAE, or for the folders of several."]
+    acts: Annotated[
+        str | None, "Activation store, as written by amortjax.launch.collect; without it, --model_name."
+    ] = None
+    init: Annotated[str | None, "SAE to go on from: a path or hub id."] = None
+    sweep: Annotated[
+        tuple[str, ...],
+        "Several SAEs on the same batches: FLAG:VALUE/VALUE, as in k:20/40/80; axes multiply.",
+    ] = ()
+    configs: Annotated[
+        tuple[str, ...], "Several SAEs on the same batches: flagfiles, each with what it changes."
+    ] = ()
+    checkpoint_every: Annotated[int, "Steps between checkpoints of the training's state; 0: none."] = 500
     log_every: Annotated[int, "Steps between lines of metrics.jsonl."] = 50
+    eval_every: Annotated[int, "Steps between FVU, L0 and dead on held-out rows; 0: never."] = 250
+    gap_every: Annotated[
+        int, "Steps between measurements of the encoder's gap to the certified optimum; 0: never."
+    ] = 0
+    save_at: Annotated[
+        tuple[float, ...], "Shares of the steps after which a snapshot is written to checkpoints/STEP."
+    ] = ()
+    tensorboard: Annotated[bool, "Also write TensorBoard's event files."] = False
+    model_name: Annotated[
+        str | None,
+        "Without --acts: hub id or folder of the language model, or `embedded`; nothing is stored.",
+    ] = None
+    layer_index: Annotated[int | None, "Block L of the model, from 0."] = None
+    hook: Annotated[Literal["resid_post", "resid_pre", "mlp_out", "attn_out"], "Where in the block."] = (
+        "resid_post"
+    )
+    dataset: Annotated[str, "`pydoc`, a hub id, or local jsonl, parquet or txt files."] = "pydoc"
+    split: Annotated[str, "Split of a hub data set."] = "train"
+    text_column: Annotated[str, "Column with the text."] = "text"
+    max_seq_len: Annotated[int, "A document's first so many tokens."] = 128
+    model_dtype: Annotated[Literal["float32", "bfloat16", "float16"], "In which the model computes."] = (
+        "float32"
+    )
+    device: Annotated[str, "Of the language model: auto, cpu or cuda."] = "auto"
+    buffer_tokens: Annotated[int, "Tokens that are shuffled together when they come from the model."] = (
+        262_144
+    )
+    cache_dir: Annotated[str, "Where the pydoc corpus is cached."] = "outputs/cache"
 
-    def recipe(self) -> Recipe:
-        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+    def checked(self) -> "Config":
+        """Itself, or AmortjaxError naming the flag. The recipes have checks of their own."""
+        for flag in ("checkpoint_every", "eval_every", "gap_every"):
+            if getattr(self, flag) < 0:
+                raise AmortjaxError(f"--{flag}={getattr(self, flag)}: must not be negative")
+        for flag in ("log_every", "buffer_tokens"):
+            if getattr(self, flag) < 1:
+                raise AmortjaxError(f"--{flag}={getattr(self, flag)}: must be at least 1")
+        if any(not 0 <= share <= 1 for share in self.save_at):
+            raise AmortjaxError("--save_at: shares of the steps, from 0 to 1")
+        return self
 
 
-def train(config: Config, store: Any = None) -> Path:
-    """Trains, or finds the finished training of the same flags; returns the path of the SAE's weights.
+def train(config: Config, source: Any = None) -> list[Path]:
+    """Trains, or finds the finished training of the same flags; returns the paths of the SAEs' weights.
 
-    `store` may be given instead of read from `config.acts`: anything with `.rows`, `.read`, `.d_model`,
-    `.manifest`.
+    `source` may be given instead of `config.acts`: a store, or a `training.feed.Source`.
     """
-    for flag in ("checkpoint_every", "log_every"):
-        if getattr(config, flag) < 1:
-            raise AmortjaxError(f"--{flag}={getattr(config, flag)}: must be at least 1")
-    recipe, folder = config.recipe().check(), Path(config.out)
+    config = config.checked()
+    recipes = {name: recipe.check() for name, recipe in expand(config, Recipe).items()}
+    if source is None and config.acts is None and (config.model_name is None or config.layer_index is None):
+        raise AmortjaxError("give --acts, or --model_name and --layer_index to train straight from a model")
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
-    from amortjax.activations.store import open_store
-    from amortjax.saes.formats import save_sae
+    from amortjax.saes.formats import load_sae
     from amortjax.training import loop
 
-    store = open_store(config.acts) if store is None else store
-    identity = {"recipe": dataclasses.asdict(recipe), "store": _identity(store)}
-    if _finished(folder, identity):
-        print(f"{folder}: trained already with these flags", file=sys.stderr)
-        return folder / "sae.safetensors"
-    trained = loop.train(
-        store, recipe, folder, checkpoint_every=config.checkpoint_every, log_every=config.log_every
-    )
-    sae = dataclasses.replace(trained.sae, info=_info(trained.sae.info, folder, store))
-    path = save_sae(sae, folder / "sae.safetensors")
-    done = identity | {"summary": trained.summary}
-    write_atomically(folder / "train.json", json.dumps(done, indent=1) + "\n")
+    start = load_sae(config.init) if config.init else None
+    source = _source(config, next(iter(recipes.values())), source)
+    pace = loop.Pace(**{f.name: getattr(config, f.name) for f in dataclasses.fields(loop.Pace)})
+    named = {name: (recipe, start) for name, recipe in recipes.items()}
+    return list(train_all(named, source, Path(config.out), pace).values())
+
+
+def train_all(
+    named: dict[str, tuple[Recipe, Any]], source: Any, out: Path, pace: Any, state: str = "state"
+) -> dict[str, Path]:
+    """Trains {name: (recipe, SAE to go on from or None)} in one pass into OUT/NAME (OUT itself for ""), or finds
+    them trained; {name: path of its weights}. The training's state is kept in OUT/`state` until it is finished."""
+    from amortjax.saes.formats import save_sae
+    from amortjax.training import loop, plan, room
+
+    folders = {name: out / name if name else out for name in named}
+    identities = {name: _identity(recipe, source.manifest, start) for name, (recipe, start) in named.items()}
+    finished = [_finished(folders[name], identities[name]) for name in named]
+    paths = {name: folder / "sae.safetensors" for name, folder in folders.items()}
+    if all(finished):
+        print(f"{out}: trained already with these flags", file=sys.stderr)
+        return paths
+    plan.announce([recipe for recipe, _ in named.values()], source, out, pace)
+    jobs = [loop.Job(recipe, folders[name], start) for name, (recipe, start) in named.items()]
+    trained = loop.train(source, jobs, out / state, pace)
+    for name, one in zip(named, trained, strict=True):
+        sae = dataclasses.replace(one.sae, info=_info(one.sae.info, folders[name], source.manifest))
+        room.room_for_checkpoint(folders[name], room.nbytes(sae))
+        save_sae(sae, paths[name])
+        done = identities[name] | {"summary": one.summary}
+        write_atomically(folders[name] / "train.json", json.dumps(done, indent=1) + "\n")
     # The state is three times the weights, and no use once they are written.
-    shutil.rmtree(folder / "state", ignore_errors=True)
-    return path
+    shutil.rmtree(out / state, ignore_errors=True)
+    _draw({name or out.name: folder for name, folder in folders.items()}, out)
+    return paths
 
 
-def _identity(store: Any) -> dict[str, Any]:
-    """What tells one store's training rows from another's."""
+def _source(config: Config, recipe: Recipe, given: Any) -> Any:
+    """Where batches come from: a store's training rows, or the language model."""
+    from amortjax.activations.store import open_store
+    from amortjax.training.batches import Batches
+    from amortjax.training.streamed import Streamed
+
+    if hasattr(given, "held_out"):
+        return given
+    if given is not None or config.acts:
+        store = open_store(str(config.acts)) if given is None else given
+        return Batches(store, recipe.batch_size, recipe.order_seed)
+    from amortjax.activations import export
+    from amortjax.activations.corpus import open_corpus
+
+    corpus = open_corpus(config.dataset, config.split, config.text_column, None, config.cache_dir)
+    model = export.load_model(str(config.model_name), config.model_dtype, config.device)
+    return Streamed(
+        model,
+        corpus,
+        config.layer_index or 0,
+        recipe.batch_size,
+        seed=recipe.order_seed,
+        stop=recipe.steps,
+        hook=config.hook,
+        max_seq_len=config.max_seq_len,
+        buffer_tokens=config.buffer_tokens,
+    )
+
+
+def _identity(recipe: Recipe, manifest: dict[str, Any], start: Any) -> dict[str, Any]:
+    """What tells one training from another: recipe, training rows, and the SAE it goes on from."""
     keys = (
         "model_name",
         "model_fingerprint",
@@ -72,7 +167,10 @@ def _identity(store: Any) -> dict[str, Any]:
         "corpus_fingerprint",
         "n_rows",
     )
-    return {key: store.manifest.get(key) for key in keys}
+    from amortjax.saes.digest import digest
+
+    own = {"recipe": dataclasses.asdict(recipe), "store": {key: manifest.get(key) for key in keys}}
+    return own | {"init": {"digest": digest(start) if start is not None else None}}
 
 
 def _finished(folder: Path, identity: dict[str, Any]) -> bool:
@@ -88,19 +186,22 @@ def _finished(folder: Path, identity: dict[str, Any]) -> bool:
         raise AmortjaxError(f"{file}: not readable as json; delete it to train again") from None
     # Through json, as the file went: tuples become lists.
     identity = json.loads(json.dumps(identity))
-    for part in ("recipe", "store"):
-        for key, value in identity[part].items():
-            if done.get(part, {}).get(key) != value:
-                raise AmortjaxError(
-                    f"{folder} holds a finished SAE trained with {key}={done.get(part, {}).get(key)}, not "
-                    f"{value}: use another --out, or delete that folder"
-                )
+    other = [
+        f"{key}={done.get(part, {}).get(key)}, not {value}"
+        for part, values in identity.items()
+        for key, value in values.items()
+        if done.get(part, {}).get(key) != value
+    ]
+    if other:
+        raise AmortjaxError(
+            f"{folder} holds a finished SAE trained with {'; '.join(other)}: use another --out, or delete that "
+            "folder"
+        )
     load_sae(folder / "sae.safetensors")
     return True
 
 
-def _info(info: Any, folder: Path, store: Any) -> Any:
-    manifest = store.manifest
+def _info(info: Any, folder: Path, manifest: dict[str, Any]) -> Any:
     return dataclasses.replace(
         info,
         name=folder.name,
@@ -111,8 +212,16 @@ def _info(info: Any, folder: Path, store: Any) -> Any:
     )
 
 
+def _draw(folders: dict[str, Path], out: Path) -> None:
+    from amortjax.report import training
+    from amortjax.training import log
+
+    training.draw({name: log.read(folder) for name, folder in folders.items()}, out / "training.png")
+
+
 def run(config: Config) -> None:
-    print(train(config))
+    for path in train(config):
+        print(path)
 
 
 if __name__ == "__main__":

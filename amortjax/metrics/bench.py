@@ -28,25 +28,12 @@ from amortjax.metrics.matching import Setting
 from amortjax.metrics.measure import Knobs, Measured, Subject, measure
 from amortjax.metrics.plan import Plan
 from amortjax.metrics.uncertainty import Estimate
-from amortjax.saes.sae import SAE
+from amortjax.saes.digest import digest
 
 OTHER_TOLERANCES = (1e-3, 1e-6)  # at which the optimum's L0 and dead share are shown beside its own
 PUBLISHED_CALIBRATION = 16000  # tokens below which a row says that it was calibrated on few
 NUMBERS = 3  # raised with every change of what a measurement computes, so that old ones are not reused
 HEAD_METRICS = ("nmse", "l0", "dead", "own_gap", "suboptimality_lower", "suboptimality_upper")
-
-
-def _digest(sae: SAE) -> str:
-    """A hash of what the SAE computes."""
-    digest = hashlib.sha256(
-        repr((sae.variant, sae.k, sae.groups, sae.norm, sae.rescale, sae.batch_rule)).encode()
-    )
-    arrays = {
-        name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "pre_bias")
-    } | sae.extra
-    for name in sorted(arrays):
-        digest.update(name.encode() + np.ascontiguousarray(np.asarray(arrays[name])).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class Bench:
@@ -58,7 +45,7 @@ class Bench:
         rows = (subject.calibrate_rows, subject.probe_rows, subject.test_rows)
         self.identity = {
             "version": [amortjax.__version__, NUMBERS],
-            "sae": _digest(subject.sae),
+            "sae": digest(subject.sae),
             "record": dataclasses.asdict(subject.problem.record),
             "store": _store_identity(subject.acts.manifest),
             "rows": [hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()[:16] for part in rows],
@@ -187,6 +174,10 @@ class Bench:
                     kept.save(path, found)
             self.memory[name] = found
         return self.memory[name]
+
+    def estimates(self, mode: str) -> dict[str, uncertainty.Estimate]:
+        """Of a mode that depends on no lambda, with its draws: what other SAEs on the same tokens are paired with."""
+        return self.measurement(mode, Knobs(None), None, "same_l0").estimates
 
     def measure_now(
         self, mode: str, knobs: Knobs, reference: Proof | None, condition: str, probed: bool, split: bool

@@ -77,22 +77,18 @@ def draw(rows: Iterable[Row], folder: str | Path, prefix: str = "") -> list[Path
         figure = draw_condition(chosen, condition)
         for ending in ("png", "svg"):
             paths.append(Path(folder) / f"{prefix}{condition}.{ending}")
-            write_atomically(paths[-1], _rendered(figure, ending))
+            write_atomically(paths[-1], rendered(figure, ending))
     return paths
 
 
 def draw_condition(blocks: dict[str, list[Row]], condition: str) -> "Figure":
     """{checkpoint: its rows} of one condition -> a figure; panels in which nothing is defined are left
     out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     every = list(itertools.chain(*blocks.values()))
     panels = [p for p in PANELS.get(condition, _MATCHED) if any(row.get(p.key) is not None for row in every)]
     panels = panels or [PANELS.get(condition, _MATCHED)[0]]
     heights = [0.27 * len(block) + 0.75 for block in blocks.values()]
-    figure = Figure(figsize=(1.9 + 1.85 * len(panels), sum(heights) + 0.25), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(1.9 + 1.85 * len(panels), sum(heights) + 0.25)
     lines = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for line, (checkpoint, block) in zip(lines, blocks.items(), strict=True):
         off = "   (hatched: not at the target)" if any(map(_off_target, block)) else ""
@@ -162,16 +158,12 @@ SMALLEST_GAP = 1e-8  # a certificate in float32 says nothing below
 def draw_bench(rows: Iterable[Row], folder: str | Path, stem: str = "compute_against_gap") -> list[Path]:
     """STEM.png and STEM.svg: one panel per problem, one marker per solver at (encoder forwards, median
     relative gap), with a line up to the worst token."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     problems: dict[str, list[Row]] = {}
     for row in rows:
         problems.setdefault(row["problem"], []).append(row)
     wide = min(len(problems), 2)
     high = -(-len(problems) // wide)
-    figure = Figure(figsize=(7.4 * wide, 5.2 * high + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7.4 * wide, 5.2 * high + 0.5)
     axes = figure.subplots(high, wide, squeeze=False).ravel()
     for axis, (name, block) in zip(axes, problems.items(), strict=False):
         _draw_costs(axis, name, block)
@@ -188,7 +180,7 @@ def draw_bench(rows: Iterable[Row], folder: str | Path, stem: str = "compute_aga
         _label_costs(axis, block)
     paths = [Path(folder) / f"{stem}.{ending}" for ending in ("png", "svg")]
     for path in paths:
-        write_atomically(path, _rendered(figure, path.suffix[1:]))
+        write_atomically(path, rendered(figure, path.suffix[1:]))
     return paths
 
 
@@ -266,7 +258,17 @@ def _free_place(at: tuple[float, float], box: "Bbox", panel: "Bbox", taken: list
     return place
 
 
-def _rendered(figure: "Figure", ending: str) -> bytes:
+def blank(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, which needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def rendered(figure: "Figure", ending: str) -> bytes:
     """The file's bytes; svg without date and with fixed ids, so that equal results give equal files."""
     import matplotlib as mpl
 

@@ -5,10 +5,23 @@ Readable without amortjax: `safetensors.numpy.load_file` gives float32 arrays in
 `saes.sae` (W_enc (D, M), b_enc (M,), W_dec (M, D), b_dec (D,), pre_bias (D,), extra.threshold, ...), the
 json says the variant:
 
-    pre = (x - pre_bias) @ W_enc + b_enc
+    c = x - pre_bias,  pre = c @ W_enc + b_enc
     z = relu(pre)    "standard": everywhere; "topk": on the k largest of pre;
-                     "jumprelu", "batch_topk", "matryoshka": where pre > extra.threshold
+                     "jumprelu", "batch_topk", "matryoshka": where pre > extra.threshold;
+                     "loca": on the group_k[g] largest of group g, for each group
     y = z @ W_dec + b_dec
+
+Groups lie one after the other: `groups` in the json are their sizes. "mlp" adds to pre, on the latents of
+block g,
+
+    relu(c @ extra.W_hidden[g] + extra.b_hidden[g]) @ extra.W_up[:, block g]
+
+where blocks are the groups, or all latents if W_hidden (G, D, H) has G = 1; then it fires as "loca" if group_k is
+not empty, else as "topk" if k is not null, else as "standard".
+
+No part of the maths: `extra.norm_factor` (), what training divided its inputs by, folded into the biases already,
+so that x are raw activations; `extra.origin` (M,), the latent of another SAE that each latent was started from;
+`extra.avar` (M,), that latent's angular variance.
 
 The json is written last and holds the sha256 of the weights, so a pair of which one file is old, missing or
 cut off is refused instead of read wrongly.
@@ -64,6 +77,7 @@ def save_native(sae: SAE, path: str | os.PathLike) -> Path:
         "variant": sae.variant,
         "k": sae.k,
         "groups": list(sae.groups),
+        "group_k": list(sae.group_k),
         "norm": sae.norm,
         "rescale": sae.rescale,
         "batch_rule": sae.batch_rule,
@@ -149,6 +163,7 @@ def _build(arrays: dict[str, np.ndarray], settings: dict, file: Path) -> SAE:
             variant=settings["variant"],
             k=settings["k"],
             groups=tuple(settings["groups"]),
+            group_k=tuple(settings.get("group_k", ())),  # files from before LocA have none
             norm=settings["norm"],
             rescale=settings["rescale"],
             batch_rule=settings["batch_rule"],

@@ -6,7 +6,8 @@ strict.
 
     c = norm_in(x) - pre_bias,  pre = c @ W_enc + b_enc   (times ||W_dec row|| if sae.rescale)
 
-To add a variant: write its function, add a line to VARIANTS. Axes: N tokens, D model dimension, M latents.
+To add a variant: write its function, add a line to VARIANTS. Axes: N tokens, D model dimension, M latents,
+G groups or hidden layers, H hidden units.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,26 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def preactivation(sae: SAE, c: jax.Array) -> jax.Array:
-    """c (..., D), already centred -> pre (..., M)."""
+    """c (..., D), already centred -> pre (..., M), with the hidden layers' part if the SAE has them."""
     pre = jnp.matmul(c, sae.W_enc, precision=HIGHEST) + sae.b_enc
+    if sae.variant == "mlp":
+        pre = pre + _through_hidden(sae, c)
     if sae.rescale:
         pre = pre * jnp.linalg.norm(sae.W_dec, axis=1)
     return pre
+
+
+def _through_hidden(sae: SAE, c: jax.Array) -> jax.Array:
+    """relu(c @ W_hidden[g] + b_hidden[g]) @ W_up[:, latents of layer g]: c (..., D) -> (..., M). One layer is
+    all latents', more are one per group."""
+    w_hidden, b_hidden, w_up = (sae.extra[name] for name in ("W_hidden", "b_hidden", "W_up"))
+    sizes = sae.groups if len(w_hidden) > 1 else (sae.n_latents,)
+    parts = []
+    # lax.split, whose gradient is one concatenation; that of slices pads each to the whole W_up.
+    for w, b, up in zip(w_hidden, b_hidden, jax.lax.split(w_up, sizes, axis=1), strict=True):
+        hidden = jax.nn.relu(jnp.matmul(c, w, precision=HIGHEST) + b)
+        parts.append(jnp.matmul(hidden, up, precision=HIGHEST))
+    return jnp.concatenate(parts, axis=-1)
 
 
 def encode_standard(sae: SAE, c: jax.Array) -> jax.Array:
@@ -40,14 +56,55 @@ def encode_topk(sae: SAE, c: jax.Array) -> jax.Array:
     Ranking before or after the ReLU gives the same non-zeros; fewer than k of them if fewer are positive.
     """
     value, index = jax.lax.top_k(preactivation(sae, c), _needed_k(sae))
-    # Where fewer than k are positive, the rest of the k are written as the zeros they are.
-    return jnp.zeros((sae.n_latents,), value.dtype).at[index].set(jax.nn.relu(value), unique_indices=True)
+    return _written(sae, jax.nn.relu(value), index)
+
+
+def _written(sae: SAE, value: jax.Array, index: jax.Array) -> jax.Array:
+    """value and index (K,) -> z (M,). Where fewer than K are positive, the rest is written as its zeros."""
+    return jnp.zeros((sae.n_latents,), value.dtype).at[index].set(value, unique_indices=True)
 
 
 def encode_signed_topk(sae: SAE, c: jax.Array) -> jax.Array:
     """The k largest pre-activations with their sign (the papers' released evaluation): c (D,) -> z (M,)."""
     value, index = jax.lax.top_k(preactivation(sae, c), _needed_k(sae))
-    return jnp.zeros((sae.n_latents,), value.dtype).at[index].set(value, unique_indices=True)
+    return _written(sae, value, index)
+
+
+def encode_loca(sae: SAE, c: jax.Array) -> jax.Array:
+    """Of each group its group_k largest pre-activations, then ReLU (LocA-SAE, "The Price of Amortized Inference
+    in Sparse Autoencoders", group TopK): c (D,) -> z (M,). With one group this is TopK."""
+    if not sae.group_k:
+        raise AmortjaxError(
+            f"this {sae.variant} SAE does not say how many latents of a group fire: set group_k"
+        )
+    value, index = largest_of_groups(preactivation(sae, c), sae.groups, sae.group_k)
+    return _written(sae, jax.nn.relu(value), index)
+
+
+def largest_of_groups(
+    pre: jax.Array, sizes: tuple[int, ...], ks: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The ks[g] largest of the sizes[g] latents of each group: pre (..., M) -> values and latents, both
+    (..., sum(ks)), group after group and in a group from the largest down.
+
+    sum(sizes) = M, 0 <= ks[g] <= sizes[g], some k positive.
+    """
+    values, latents, first = [], [], 0
+    for size, k in zip(sizes, ks, strict=True):  # few and static, so unrolled
+        if k:
+            value, index = jax.lax.top_k(pre[..., first : first + size], k)
+            values.append(value)
+            latents.append(index + first)
+        first += size
+    return jnp.concatenate(values, axis=-1), jnp.concatenate(latents, axis=-1)
+
+
+def encode_mlp(sae: SAE, c: jax.Array) -> jax.Array:
+    """An encoder with a hidden layer beside the linear map (see `preactivation`), under group TopK, TopK or ReLU,
+    whichever the SAE has numbers for: c (D,) -> z (M,). W_enc = 0 is a plain one-hidden-layer MLP."""
+    if sae.group_k:
+        return encode_loca(sae, c)
+    return encode_standard(sae, c) if sae.k is None else encode_topk(sae, c)
 
 
 def encode_jumprelu(sae: SAE, c: jax.Array) -> jax.Array:
@@ -125,6 +182,7 @@ class Variant(NamedTuple):
     encode: Callable[[SAE, jax.Array], jax.Array]  # one token: c (D,) -> z (M,)
     extra: tuple[str, ...] = ()
     signed: bool = False  # codes may be negative, so inference must be signed too
+    grouped: bool = False  # sae.group_k may limit firing by group
     batch: Callable[[SAE, jax.Array], jax.Array] | None = None  # c (N, D) -> z (N, M) when sae.batch_rule
 
 
@@ -134,6 +192,8 @@ VARIANTS = {
     "signed_topk": Variant(encode_signed_topk, signed=True),
     "jumprelu": Variant(encode_jumprelu, extra=("threshold",)),
     "gated": Variant(encode_gated, extra=("r_mag", "b_gate", "b_mag")),
+    "loca": Variant(encode_loca, grouped=True),
+    "mlp": Variant(encode_mlp, extra=("W_hidden", "b_hidden", "W_up"), grouped=True),
     # At inference one threshold for all latents stands in for the batch: JumpReLU with a scalar threshold.
     "batch_topk": Variant(encode_jumprelu, extra=("threshold",), batch=encode_batch_rule),
     "matryoshka": Variant(encode_jumprelu, extra=("threshold",), batch=encode_batch_rule),

@@ -1,6 +1,6 @@
 """The SAE as a pytree: weights, and everything that changes what encode and decode compute.
 
-    x -> norm_in -> (- pre_bias) -> @ W_enc -> + b_enc -> [* s] -> activation -> z
+    x -> norm_in -> (- pre_bias) -> @ W_enc -> + b_enc [+ hidden layer] -> [* s] -> activation -> z
     z -> [/ s] -> [* f_dec] -> @ W_dec -> + b_dec -> norm_out -> y      (+ x @ W_skip for skip transcoders)
 
 Axes: D model dimension, M latents, N tokens. `saes.encoders` computes the first line.
@@ -44,7 +44,9 @@ class SAE:
     (D,).
 
     `extra` holds the variant's further arrays (`threshold`, `r_mag`, `b_gate`, `b_mag`, `f_dec`, `W_skip`,
-    ...).
+    `W_hidden`, ...) and records that neither encode nor decode reads: `norm_factor` (), what training divided its
+    inputs by, folded into the biases already; `origin` (M,), the latent of another SAE that each latent was
+    started from; `avar` (M,), that latent's angular variance, from 0 to 1.
     """
 
     W_enc: jax.Array
@@ -55,8 +57,10 @@ class SAE:
     extra: dict[str, jax.Array]
     variant: str = struct.field(pytree_node=False)
     k: int | None = struct.field(pytree_node=False, default=None)
-    # Sizes of Matryoshka's or LocA's groups.
+    # Sizes of Matryoshka's or LocA's groups of latents, which lie one after the other.
     groups: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    # How many latents of each group may fire (LocA); () where groups do not limit firing.
+    group_k: tuple[int, ...] = struct.field(pytree_node=False, default=())
     norm: str = struct.field(pytree_node=False, default="none")
     # Rank or threshold pre-activations times ||W_dec row|| (SAELens' rescale_acts_by_decoder_norm).
     rescale: bool = struct.field(pytree_node=False, default=False)
@@ -132,16 +136,17 @@ def decode(sae: SAE, z: jax.Array, stats: NormStats | None = None) -> jax.Array:
 def unit_decoder(sae: SAE) -> SAE:
     """The same reconstructions with decoder rows of norm 1: z is multiplied by the rows' norms n.
 
-    W_enc, b_enc, thresholds and gates take the factor, W_dec loses it; a gate's r_mag is a ratio and stays.
-    Rows of norm 0 stay. Not for top-k rules, whose ranking of latents would change.
+    W_enc, b_enc, W_up, thresholds and gates take the factor, W_dec loses it; a gate's r_mag is a ratio and
+    stays. Rows of norm 0 stay. Not for top-k rules, whose ranking of latents would change.
     """
-    if sae.k is not None or sae.rescale:
+    if sae.k is not None or sae.group_k or sae.rescale:
         raise AmortjaxError(
             f"the decoder of a {sae.variant} SAE with k can't be normalised: its ranking would change"
         )
     norm = jnp.linalg.norm(sae.W_dec, axis=1)
     norm = jnp.where(norm > 0, norm, 1)
-    scaled = {key: sae.extra[key] * norm for key in ("threshold", "b_gate", "b_mag") if key in sae.extra}
+    by_latent = ("threshold", "b_gate", "b_mag", "W_up")
+    scaled = {key: sae.extra[key] * norm for key in by_latent if key in sae.extra}
     return dataclasses.replace(
         sae,
         W_enc=sae.W_enc * norm,
@@ -152,11 +157,12 @@ def unit_decoder(sae: SAE) -> SAE:
 
 
 def unscale_input(sae: SAE, factor: float) -> SAE:
-    """An SAE of x / factor as one of x: biases and thresholds take the factor, weights stay, so z and y
-    grow by it."""
+    """An SAE of x / factor as one of x: biases and thresholds take the factor, weights stay, so hidden layers,
+    z and y grow by it."""
     if sae.norm != "none":
         raise AmortjaxError(f"an SAE that normalises each input ({sae.norm}) has no input scale to fold")
-    scaled = {key: sae.extra[key] * factor for key in ("threshold", "b_gate", "b_mag") if key in sae.extra}
+    biases = ("threshold", "b_gate", "b_mag", "b_hidden")
+    scaled = {key: sae.extra[key] * factor for key in biases if key in sae.extra}
     return dataclasses.replace(
         sae,
         b_enc=sae.b_enc * factor,

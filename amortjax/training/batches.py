@@ -6,34 +6,40 @@ rows in a random order, a window of many blocks at a time, shuffled within. An i
 the same batch.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from amortjax.errors import AmortjaxError
+from amortjax.errors import AmortjaxError, StoreError
 
 # Neighbouring rows come from the same documents; blocks are small against a window so that it mixes many of
 # them.
 BLOCK = 4096
 MEMORY = 4 * 2**30
 READ = 65_536
+# Where held-out rows come from: the first of these that has any.
+HELD_OUT = ("calibrate", "test")
 
 
 class Rows(Protocol):
-    """What training needs of a store (activations.store)."""
+    """What training needs of a store (activations.store). `rows` raises StoreError if a split is empty."""
 
     @property
     def d_model(self) -> int: ...
+    @property
+    def manifest(self) -> dict: ...
     def read(self, rows: np.ndarray) -> np.ndarray: ...
     def rows(self, split: str) -> np.ndarray: ...
 
 
 class Batches:
-    """`batches[i]` is batch i (batch_size, D), float32, raw. Raises AmortjaxError for NaN or too few rows."""
+    """`batches[i]` is batch i (batch_size, D), float32, raw: a `feed.Source` of a store. Raises AmortjaxError
+    for NaN or too few rows."""
 
     def __init__(self, store: Rows, batch_size: int, seed: int, memory: int = MEMORY):
         self.store, self.batch_size, self.seed = store, batch_size, seed
+        self.d_model = store.d_model
         self.rows = np.asarray(store.rows("sae_train"))
         if len(self.rows) < batch_size:
             raise AmortjaxError(
@@ -44,7 +50,8 @@ class Batches:
         self.all = self._read(self.rows, "reading activations") if len(self.rows) <= fit else None
         self.window_rows = len(self.rows) if self.all is not None else max(fit // BLOCK, 1) * BLOCK
         self._epoch: tuple[int, np.ndarray] = (-1, self.rows)
-        self._window: tuple[int, int, np.ndarray | None] = (-1, -1, None)
+        # Epoch, number, rows as read, and their order.
+        self._window: tuple[int, int, np.ndarray, np.ndarray] | None = None
         # A window's last rows that fill no batch are left out; another epoch's shuffle leaves out others.
         full, rest = divmod(len(self.rows), self.window_rows)
         self.per_window = [self.window_rows // batch_size] * full + (
@@ -61,7 +68,22 @@ class Batches:
         chosen = slice(place * self.batch_size, (place + 1) * self.batch_size)
         if self.all is not None:
             return self.all[self._order(epoch)[chosen]]
-        return self._load(epoch, window)[chosen]
+        x, order = self._load(epoch, window)
+        return x[order[chosen]]
+
+    @property
+    def manifest(self) -> dict:
+        return self.store.manifest
+
+    def position(self, i: int) -> dict[str, Any]:
+        """What `restore` needs to go on with batch i: nothing but i."""
+        return {"batch": i}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        """Nothing to do: any batch can be asked for at any time."""
+
+    def close(self) -> None:
+        """Nothing to do: no thread is running."""
 
     def sample(self, n: int) -> np.ndarray:
         """(up to n, D) rows spread over the whole split, for the scale and the centre."""
@@ -72,6 +94,18 @@ class Batches:
             if self.all is not None
             else self._read(self.rows[chosen], "sampling activations")
         )
+
+    def held_out(self, n: int) -> tuple[np.ndarray, str] | None:
+        """(up to n, D) rows spread evenly over a split that is not trained on, the same for every seed, and
+        its name; None if the store has no such split."""
+        for split in HELD_OUT:
+            try:
+                rows = np.asarray(self.store.rows(split))
+            except StoreError:
+                continue
+            n = min(n, len(rows))
+            return self._read(rows[np.arange(n) * len(rows) // max(n, 1)], ""), split
+        return None
 
     def _order(self, epoch: int) -> np.ndarray:
         """Positions in `self.rows`, in the order of an epoch."""
@@ -87,17 +121,15 @@ class Batches:
             self._epoch = (epoch, order)
         return self._epoch[1]
 
-    def _load(self, epoch: int, window: int) -> np.ndarray:
-        """A window's rows, shuffled; kept until the next is asked for."""
-        if self._window[:2] != (epoch, window):
-            self._window = (-1, -1, None)  # frees the last one first
+    def _load(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window's rows and their order; kept until the next is asked for."""
+        if self._window is None or self._window[:2] != (epoch, window):
+            self._window = None  # frees the last one first
             places = np.sort(self._order(epoch)[window * self.window_rows : (window + 1) * self.window_rows])
             x = self._read(self.rows[places], "")
-            np.random.default_rng([self.seed, 3, epoch, window]).shuffle(x)
-            self._window = (epoch, window, x)
-        x = self._window[2]
-        assert x is not None
-        return x
+            order = np.random.default_rng([self.seed, 3, epoch, window]).permutation(len(x))
+            self._window = (epoch, window, x, order)
+        return self._window[2:]
 
     def _read(self, rows: np.ndarray, text: str) -> np.ndarray:
         out = np.empty((len(rows), self.store.d_model), np.float32)
@@ -116,15 +148,25 @@ class Batches:
         return out
 
 
-def scale_and_centre(sample: np.ndarray, how: str) -> tuple[float, np.ndarray, np.ndarray]:
-    """Of a sample (n, D): its scale s, s^2 = mean of |x - mean|^2; where b_dec starts (D,); the mean (D,).
-    Raw units."""
+def scale_and_centre(
+    sample: np.ndarray, how: str, unit: str = "centred"
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Of a sample (n, D): its scale s; where b_dec starts (D,); the mean (D,). Raw units.
+
+    `unit`: centred, s^2 = mean of |x - mean|^2; norm, s^2 = mean of |x|^2; none, s = 1. `how`: mean,
+    geometric_median or zero.
+    """
     mean = sample.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt(np.mean(np.sum((sample - mean) ** 2, axis=1))))
-    if not scale > 0:
+    spread = float(np.sqrt(np.mean(np.sum((sample - mean) ** 2, axis=1))))
+    if not spread > 0:
         raise AmortjaxError("all sae_train activations are the same vector: nothing to train on")
-    centre = mean if how == "mean" else geometric_median(sample.astype(np.float64), 1e-5 * scale)
-    return scale, centre.astype(np.float32), mean.astype(np.float32)
+    scales = {"centred": spread, "norm": float(np.hypot(spread, np.linalg.norm(mean))), "none": 1.0}
+    centre = {
+        "mean": lambda: mean,
+        "geometric_median": lambda: geometric_median(sample.astype(np.float64), 1e-5 * spread),
+        "zero": lambda: np.zeros_like(mean),
+    }[how]()
+    return scales[unit], centre.astype(np.float32), mean.astype(np.float32)
 
 
 def geometric_median(x: np.ndarray, tolerance: float, most: int = 100) -> np.ndarray:

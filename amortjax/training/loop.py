@@ -1,51 +1,61 @@
-"""Training from start, or from the last checkpoint, to an SAE in raw units.
+"""Training from start, or from the last checkpoint, to SAEs in raw units: one, or several on the same batches.
 
-The state is kept with Orbax under `FOLDER/state`: weights, Adam's moments, dead counters, threshold, and
-the step, from which the batches follow. A resumed run gives the same bits as one that was never stopped (on
-a CPU).
+The state is kept with Orbax in one checkpoint for all of them: weights, Adam's moments, dead counters,
+thresholds, and the place in the data. A resumed run gives the same bits as one that was never stopped (on a
+CPU).
 """
 
+import contextlib
 import dataclasses
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from amortjax.errors import AmortjaxError
-from amortjax.files import write_atomically
 from amortjax.saes.sae import SAE, Info, unscale_input
-from amortjax.training import modules, step
-from amortjax.training.batches import MEMORY, Batches, Rows, scale_and_centre
+from amortjax.training import devices, modules, saved, step, watch
+from amortjax.training.batches import scale_and_centre
+from amortjax.training.feed import Feed, Source
+from amortjax.training.log import Log
+from amortjax.training.meter import Meter
 from amortjax.training.recipe import Recipe
+from amortjax.training.resample import resample
 
 SAMPLE = 32_768
+HELD_OUT = 8_192
+GAP_ROWS = 512
 
 
-@dataclasses.dataclass
-class Meter:
-    """Means over the steps since the last log line. Reports stay on the device until they are asked for."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One SAE to train: its recipe, the folder of its log and snapshots, and the SAE to go on from."""
 
-    reports: list[step.Report] = dataclasses.field(default_factory=list)
-    since: float = dataclasses.field(default_factory=time.perf_counter)
+    recipe: Recipe
+    folder: Path
+    init: SAE | None = None
 
-    def read(self, batch_size: int) -> dict[str, float]:
-        sums = [float(np.sum(np.asarray(part, np.float64))) for part in zip(*self.reports, strict=True)]
-        loss, error, spread, l0, _ = sums
-        n, seconds = len(self.reports), time.perf_counter() - self.since
-        dead = float(self.reports[-1].dead)
-        self.reports, self.since = [], time.perf_counter()
-        return {
-            "loss": loss / n, "fvu": error / spread, "l0": l0 / (n * batch_size), "dead": dead,
-            "tokens_per_second": n * batch_size / seconds,
-        }  # fmt: skip
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How often, in steps, things happen that change no weight; 0: never."""
+
+    checkpoint_every: int = 500
+    log_every: int = 50
+    eval_every: int = 250
+    gap_every: int = 0
+    # Shares of the steps after which a snapshot of the SAE is written.
+    save_at: tuple[float, ...] = ()
+    tensorboard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,146 +67,163 @@ class Trained:
 
 
 def train(
-    store: Rows,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    checkpoint_every: int = 500,
-    log_every: int = 50,
-    on_step: Callable[[int, step.State], Any] | None = None,
-    memory: int | None = None,
-) -> Trained:
-    """Trains on the store's sae_train rows. Resumes from `folder/state`; log lines go to
-    `folder/metrics.jsonl`.
+    source: Source,
+    jobs: Sequence[Job],
+    state_folder: Path,
+    pace: Pace | None = None,
+    on_step: Callable[[int, list[step.State]], Any] | None = None,
+) -> list[Trained]:
+    """Trains every job on the source's batches, in one pass. Resumes from `state_folder`.
 
-    `on_step(steps done, state)` is called after each step, after its checkpoint. Raises AmortjaxError if
-    activations or loss are not finite, or if `folder` holds the state of another recipe.
+    `on_step(steps done, states)` is called after each step, after its checkpoint. Raises AmortjaxError if
+    activations or a loss are not finite, or if `state_folder` holds the state of another training.
     """
-    recipe.check()
-    batches = Batches(store, recipe.batch_size, recipe.seed, MEMORY if memory is None else memory)
-    scale, centre, mean = scale_and_centre(batches.sample(SAMPLE), recipe.b_dec_init)
-    graph, weights = modules.split(modules.start(recipe, centre / scale))
-    run = _Run(graph, recipe, batches, scale, jnp.asarray(mean / scale), folder, log_every)
-    with _manager(folder / "state") as manager:
-        state = _restore(manager, step.init(weights, recipe), recipe, folder)
-        last: dict[str, float] = {}
-        for after, line in run.steps(state, checkpoint_every):
-            state, last, done = after, line, int(after.step)
-            if done % checkpoint_every == 0 and done < recipe.steps:
-                _save(manager, done, state, recipe)
-            if on_step:
-                on_step(done, state)
-    return Trained(_finished(graph, state, recipe, scale), last)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What stays the same from step to step."""
-
-    graph: Any
-    recipe: Recipe
-    batches: Batches
-    scale: float
-    mean: jax.Array  # (D,), scaled
-    folder: Path
-    log_every: int
-
-    def steps(
-        self, state: step.State, checkpoint_every: int
-    ) -> Iterator[tuple[step.State, dict[str, float]]]:
-        """The state after each step that is left, and the last log line."""
-        recipe, first, meter = self.recipe, int(state.step), Meter()
-        line: dict[str, float] = {}
-        log = _lines_until(self.folder / "metrics.jsonl", first)
-        dead = int(np.sum(np.asarray(state.silent) >= recipe.dead_after))
-        # While nothing is dead the auxiliary loss is zero: a step compiled without it is faster. Steps do not
-        # depend on the seed, and two seeds should share one compilation.
-        full = dataclasses.replace(recipe, seed=0)
-        plain = dataclasses.replace(full, auxk=0.0)
-        with _progress(recipe, first) as bar:
-            for i in range(first, recipe.steps):
-                x = jnp.asarray(self.batches[i] / np.float32(self.scale))
-                now = full if dead else plain
-                state, report = step.train_step(state, x, self.mean, graph=self.graph, recipe=now)
-                meter.reports.append(report)
-                dead, done = int(report.dead), i + 1
-                # Before a checkpoint too, so that what is saved has been seen to be finite.
-                if done % self.log_every == 0 or done % checkpoint_every == 0 or done == recipe.steps:
-                    line = {"step": done, **_finite(meter.read(recipe.batch_size), done)}
-                    log.append(json.dumps(line))
-                    write_atomically(self.folder / "metrics.jsonl", "\n".join(log) + "\n")
-                    bar.set_postfix_str(_short(line), refresh=False)
+    pace, same = pace or Pace(), _common(jobs)
+    with saved.Checkpoints(state_folder, jobs) as checkpoints, Feed(source, stop=same.steps) as feed:
+        found = checkpoints.header()
+        units = found.units if found else [_units(source, job.recipe) for job in jobs]
+        runs = [_Run(job, source, unit, pace) for job, unit in zip(jobs, units, strict=True)]
+        first = found.step if found else 0
+        if found:
+            print(f"{state_folder}: going on after step {first}", file=sys.stderr)
+            feed.restore(found.feed)
+            for run, state in zip(runs, checkpoints.states([run.state for run in runs]), strict=True):
+                run.state = state
+        with contextlib.ExitStack() as logs, _progress(jobs, first) as bar:
+            for run in runs:
+                logs.enter_context(run.begin(first))
+            for i, x in feed:
+                batch, done = devices.spread(x), i + 1
+                for run in runs:
+                    run.step(batch, done)
+                if pace.checkpoint_every and done % pace.checkpoint_every == 0 and done < same.steps:
+                    checkpoints.save(done, [run.state for run in runs], units, feed.state())
+                if runs[0].line:
+                    bar.set_postfix_str(_short(runs[0].line), refresh=False)
                 bar.update()
-                yield state, line
+                if on_step:
+                    on_step(done, [run.state for run in runs])
+    return [Trained(run.finished(), run.line) for run in runs]
 
 
-def _progress(recipe: Recipe, first: int) -> tqdm:
+def _common(jobs: Sequence[Job]) -> Recipe:
+    """A recipe for what the jobs share, or AmortjaxError: batches are the same for all."""
+    first = jobs[0].recipe.check()
+    for job in jobs[1:]:
+        recipe = job.recipe.check()
+        for flag in ("steps", "batch_size", "order_seed"):
+            if getattr(recipe, flag) != getattr(first, flag):
+                name = "data_seed" if flag == "order_seed" else flag
+                raise AmortjaxError(
+                    f"{job.name}: --{name} is {getattr(recipe, flag)}, but {getattr(first, flag)} in "
+                    f"{jobs[0].name}; SAEs trained in one pass share steps, batches and their order"
+                )
+    return first
+
+
+def _units(source: Source, recipe: Recipe) -> saved.Units:
+    """Scale, centre and mean of the training rows, raw."""
+    return saved.Units(*scale_and_centre(source.sample(SAMPLE), recipe.b_dec_init, recipe.scale))
+
+
+class _Run:
+    """One SAE on its way."""
+
+    def __init__(self, job: Job, source: Source, units: saved.Units, pace: Pace):
+        self.job, self.recipe, self.units, self.pace = job, job.recipe, units, pace
+        recipe, scale = job.recipe, units.scale
+        module = (
+            modules.start(recipe, units.centre / scale)
+            if job.init is None
+            else modules.from_sae(job.init, recipe, scale)
+        )
+        self.graph, weights = modules.split(module)
+        # Copies, because steps overwrite their state and an SAE to go on from belongs to its owner.
+        weights = jax.tree.map(jnp.array, weights)
+        self.state = devices.everywhere(step.init(weights, recipe))
+        # Steps do not depend on the seeds, and several of them should share one compilation.
+        self.compiled = dataclasses.replace(recipe, seed=0, data_seed=0)
+        self.mean = jnp.asarray(units.mean / scale, jnp.float32)
+        held = source.held_out(HELD_OUT)
+        self.held_out = None if held is None else jnp.asarray(held[0] / np.float32(scale))
+        self.meter, self.line = Meter(), {}
+        self.snapshots = {round(share * recipe.steps) for share in pace.save_at}
+
+    def begin(self, first: int) -> Log:
+        """Opens the log, from step `first` on."""
+        self.log = Log(self.job.folder, first, self.pace.tensorboard)
+        if first == 0 and 0 in self.snapshots:
+            self._snapshot(0)
+        return self.log
+
+    def step(self, x: jax.Array, done: int) -> None:
+        self.state, report = step.train_step(
+            self.state, x / np.float32(self.units.scale), self.mean, graph=self.graph, recipe=self.compiled
+        )
+        self.meter.add(report)
+        recipe = self.recipe
+        if recipe.resample_every and done % recipe.resample_every == 0 and done < recipe.steps:
+            x = x / np.float32(self.units.scale)
+            self.state = resample(self.state, x, graph=self.graph, recipe=recipe)
+        if self._due(done, self.pace.log_every, self.pace.eval_every, self.pace.gap_every) or self._due(
+            done, self.pace.checkpoint_every
+        ):
+            # Before a checkpoint too, so that what is saved has been seen to be finite.
+            self._write(done)
+        if done in self.snapshots and done < recipe.steps:
+            self._snapshot(done)
+
+    def _due(self, done: int, *every: int) -> bool:
+        return done == self.recipe.steps or any(n and done % n == 0 for n in every)
+
+    def _write(self, done: int) -> None:
+        line = self.meter.read(self.recipe.batch_size, done, self.job.name)
+        if self.held_out is not None:
+            sae = self._scaled()
+            if self.pace.eval_every and self._due(done, self.pace.eval_every):
+                line |= watch.held_out(sae, self.held_out, self.mean)
+            if self.pace.gap_every and self._due(done, self.pace.gap_every):
+                line |= watch.gap(sae, self.held_out[:GAP_ROWS])
+        self.line = self.log.write(done, line)
+
+    def _scaled(self) -> SAE:
+        """The SAE as it is, of scaled inputs."""
+        sae = modules.as_sae(self.graph, self.state.weights)
+        if sae.batch_rule and float(self.state.threshold) >= 0:
+            return dataclasses.replace(sae, extra={"threshold": self.state.threshold}, batch_rule=False)
+        return sae
+
+    def finished(self) -> SAE:
+        """The SAE that acts on raw activations, with the factor it was scaled by."""
+        scale, recipe = self.units.scale, self.recipe
+        sae = unscale_input(self._scaled(), scale)
+        # |e|^2 + lam * sum z ||W|| in scaled units is, times s^2, |e|^2 + (lam * s) * sum z ||W|| in raw ones.
+        lasso = recipe.variant in ("standard", "april") or (
+            recipe.variant == "mlp" and recipe.lam is not None
+        )
+        info = Info(
+            name=self.job.name,
+            lam_train=recipe.lam * scale if lasso and recipe.lam is not None else None,
+            notes=(f"trained on inputs divided by {scale:.7g}",),
+        )
+        factor = {"norm_factor": jnp.asarray(scale, jnp.float32)}
+        return dataclasses.replace(sae, extra=sae.extra | factor, info=info)
+
+    def _snapshot(self, done: int) -> None:
+        saved.snapshot(self.finished(), self.job.folder, done)
+
+
+def _progress(jobs: Sequence[Job], first: int) -> tqdm:
     # A log file gets a line now and then, not one per step.
     wait = 0.2 if sys.stderr.isatty() else 30
-    text = f"training {recipe.variant}"
-    return tqdm(total=recipe.steps, initial=first, unit=" steps", desc=text, mininterval=wait)
+    variant, more = jobs[0].recipe.variant, len(jobs) - 1
+    text = f"training {variant}" + (f" and {more} more" if more else "")
+    return tqdm(total=jobs[0].recipe.steps, initial=first, unit=" steps", desc=text, mininterval=wait)
 
 
-def _finished(graph: Any, state: step.State, recipe: Recipe, scale: float) -> SAE:
-    """The SAE that acts on raw activations."""
-    sae = modules.as_sae(graph, state.weights)
-    if sae.batch_rule and float(state.threshold) >= 0:
-        sae = dataclasses.replace(sae, extra={"threshold": state.threshold}, batch_rule=False)
-    # |e|^2 + lam * sum z ||W|| in scaled units is, times s^2, |e|^2 + (lam * s) * sum z ||W|| in raw ones.
-    lam = recipe.lam * scale if recipe.lam is not None and recipe.variant == "standard" else None
-    sae = unscale_input(sae, scale)
-    return dataclasses.replace(
-        sae, info=Info(lam_train=lam, notes=(f"trained on inputs divided by {scale:.7g}",))
-    )
-
-
-def _finite(line: dict[str, float], done: int) -> dict[str, float]:
-    if not np.isfinite(line["loss"]):
-        raise AmortjaxError(
-            f"training diverged: the loss is not finite within the steps before step {done}. Lower --lr; "
-            "a run with the same --out goes on from the last checkpoint only if its flags are the same"
-        )
-    return line
-
-
-def _short(line: dict[str, float]) -> str:
+def _short(line: dict[str, Any]) -> str:
+    held = f", held-out FVU {line['val_fvu']:.4f}" if line.get("val_fvu") is not None else ""
     return (
-        f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}, L0 {line['l0']:.1f}, dead {line['dead']:.0f}, "
+        f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}{held}, L0 {line['l0']:.1f}, dead {line['dead']:.0f}, "
         f"{line['tokens_per_second']:,.0f} tokens/s"
     )
-
-
-def _lines_until(path: Path, first: int) -> list[str]:
-    """Lines of the log up to step `first`: what a killed run wrote after its last checkpoint is dropped."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [line for line in lines if json.loads(line)["step"] <= first]
-
-
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
-
-
-def _save(manager: ocp.CheckpointManager, done: int, state: step.State, recipe: Recipe) -> None:
-    items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state._asdict()),  # pyright: ignore[reportCallIssue]
-        recipe=ocp.args.JsonSave(dataclasses.asdict(recipe)),  # pyright: ignore[reportCallIssue]
-    )
-    manager.save(done, args=items)
-    manager.wait_until_finished()
-
-
-def _restore(manager: ocp.CheckpointManager, start: step.State, recipe: Recipe, folder: Path) -> step.State:
-    """The last saved state, or `start`."""
-    last = manager.latest_step()
-    if last is None:
-        return start
-    saved = manager.restore(last, args=ocp.args.Composite(recipe=ocp.args.JsonRestore()))["recipe"]  # pyright: ignore[reportCallIssue]
-    for name, value in dataclasses.asdict(recipe).items():
-        if saved.get(name) != value:
-            raise AmortjaxError(
-                f"{folder}/state is of a training with --{name}={saved.get(name)}, not {value}: use "
-                "another --out, or delete that folder to start again"
-            )
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(start._asdict()))  # pyright: ignore[reportCallIssue]
-    return step.State(**manager.restore(last, args=items)["state"])

@@ -3,74 +3,159 @@
 The only module that imports flax.nnx.
 """
 
+import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from amortjax.saes.sae import SAE
+from amortjax.errors import AmortjaxError
+from amortjax.saes.sae import SAE, unscale_input
 from amortjax.training.recipe import Recipe
+
+# The SAE variant that a training variant leads to, where the names differ.
+SAVED_AS = {"april": "standard", "p_anneal": "standard"}
+# Arrays (..., M) kept the other way round: gradients arrive latent by latent, which a (D, M) matrix would scatter
+# over memory.
+BY_LATENT = ("W_up",)
 
 
 class Dictionary(nnx.Module):
     """Weights of an SAE under training; the decoder's bias is also subtracted from the input."""
 
     def __init__(self, start: SAE):
-        # (M, D): gradients arrive latent by latent, which a (D, M) matrix would scatter over memory.
         self.w_enc = nnx.Param(start.W_enc.T)
         self.b_enc = nnx.Param(start.b_enc)
         self.w_dec = nnx.Param(start.W_dec)
         self.b_dec = nnx.Param(start.b_dec)
-        self.extra = nnx.Dict({name: nnx.Param(array) for name, array in start.extra.items()})
-        self.variant, self.k, self.groups = start.variant, start.k, start.groups
-        self.batch_rule = start.batch_rule
+        self.extra = nnx.Dict({name: nnx.Param(_turned(name, a)) for name, a in start.extra.items()})
+        self.variant, self.k = start.variant, start.k
+        self.groups, self.group_k, self.batch_rule = start.groups, start.group_k, start.batch_rule
 
     def as_sae(self) -> SAE:
         """The SAE in the units it is trained in, without a copy of the weights."""
         b_dec = self.b_dec[...]
-        extra = {name: param[...] for name, param in self.extra.items()}
         return SAE(
             W_enc=self.w_enc[...].T,
             b_enc=self.b_enc[...],
             W_dec=self.w_dec[...],
             b_dec=b_dec,
             pre_bias=b_dec,
-            extra=extra,
+            extra={name: _turned(name, param[...]) for name, param in self.extra.items()},
             variant=self.variant,
             k=self.k,
             groups=self.groups,
+            group_k=self.group_k,
             batch_rule=self.batch_rule,
         )
 
 
+def _turned(name: str, array: jax.Array) -> jax.Array:
+    return array.T if name in BY_LATENT else array
+
+
 def start(recipe: Recipe, centre: np.ndarray) -> Dictionary:
-    """First weights: decoder rows uniform on the sphere, encoder their transpose, b_dec = centre (D,), no
-    b_enc."""
+    """First weights: decoder rows uniform on the sphere (times .1 if they are free), encoder their transpose,
+    b_dec = centre (D,), no b_enc."""
     d, m = centre.shape[0], recipe.n_latents
     rows = np.random.default_rng([recipe.seed, 0]).standard_normal((m, d)).astype(np.float32)
-    w_dec = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    size = 1.0 if recipe.unit_decoder else 0.1  # as in Anthropic's April 2024 update
+    w_dec = jnp.asarray(size * rows / np.linalg.norm(rows, axis=1, keepdims=True))
     b_dec = jnp.asarray(centre, jnp.float32)
-    extra = {
-        # A tenth of the typical pre-activation, 1 / sqrt(D): most latents fire at first, so all get a
-        # gradient.
-        "jumprelu": {"threshold": jnp.full((m,), 0.1 / np.sqrt(d), jnp.float32)},
-        "gated": {name: jnp.zeros((m,)) for name in ("r_mag", "b_gate", "b_mag")},
-    }.get(recipe.variant, {})
     sae = SAE(
         W_enc=w_dec.T,
         b_enc=jnp.zeros((m,)),
         W_dec=w_dec,
         b_dec=b_dec,
         pre_bias=b_dec,
-        extra=extra,
-        variant=recipe.variant,
+        extra=_extra(recipe, d),
+        variant=SAVED_AS.get(recipe.variant, recipe.variant),
         k=recipe.k,
         groups=recipe.group_sizes(),
-        # Until a threshold has been measured, which `loop` does.
+        group_k=recipe.group_ks(),
+        # Until a threshold has been measured, which `finish` does.
         batch_rule=recipe.variant in ("batch_topk", "matryoshka"),
     )
     return Dictionary(sae)
+
+
+def _extra(recipe: Recipe, d: int) -> dict[str, jax.Array]:
+    m = recipe.n_latents
+    if recipe.variant == "jumprelu":
+        # A tenth of the typical pre-activation, 1 / sqrt(D): most latents fire at first, so all get a gradient.
+        return {"threshold": jnp.full((m,), 0.1 / np.sqrt(d), jnp.float32)}
+    if recipe.variant == "gated":
+        return {name: jnp.zeros((m,)) for name in ("r_mag", "b_gate", "b_mag")}
+    if recipe.variant == "mlp":
+        count, width = max(len(recipe.group_sizes()), 1), recipe.hidden or 1
+        return _first_hidden(count, d, width, m, recipe.seed)
+    return {}
+
+
+def _first_hidden(count: int, d: int, width: int, m: int, seed: int) -> dict[str, jax.Array]:
+    """`count` hidden layers that add nothing yet: the encoder starts as the linear one. He initialisation."""
+    w = np.random.default_rng([seed, 1]).standard_normal((count, d, width)) * np.sqrt(2 / d)
+    return {
+        "W_hidden": jnp.asarray(w, jnp.float32),
+        "b_hidden": jnp.zeros((count, width)),
+        "W_up": jnp.zeros((width, m)),
+    }
+
+
+def from_sae(sae: SAE, recipe: Recipe, scale: float) -> Dictionary:
+    """Goes on from a trained SAE, which acts on raw inputs, in inputs divided by `scale`.
+
+    Variant, groups and sizes are the recipe's where the SAE leaves them open. Raises AmortjaxError if the SAE
+    can't be the start of such a training.
+    """
+    _check_start(sae, recipe)
+    # The trainer has one bias for both ends: another shift of the input goes into b_enc.
+    b_enc = sae.b_enc - jnp.matmul(sae.pre_bias - sae.b_dec, sae.W_enc, precision=jax.lax.Precision.HIGHEST)
+    sae = unscale_input(dataclasses.replace(sae, b_enc=b_enc, pre_bias=sae.b_dec), 1 / scale)
+    extra = {
+        name: jnp.broadcast_to(sae.extra.get(name, first), first.shape)
+        for name, first in _extra(recipe, sae.d_in).items()
+    }
+    return Dictionary(
+        dataclasses.replace(
+            sae,
+            extra=extra,
+            variant=SAVED_AS.get(recipe.variant, recipe.variant),
+            k=recipe.k,
+            groups=sae.groups if _grouped(sae, recipe) else recipe.group_sizes(),
+            group_k=recipe.group_ks(),
+            batch_rule=recipe.variant in ("batch_topk", "matryoshka"),
+        )
+    )
+
+
+def _grouped(sae: SAE, recipe: Recipe) -> bool:
+    """Whether the SAE's own groups hold: they need not be equal, as the recipe's default is."""
+    return recipe.groups is None and bool(recipe.group_k) and len(sae.groups) == len(recipe.group_ks())
+
+
+def _check_start(sae: SAE, recipe: Recipe) -> None:
+    name = sae.info.name
+    if sae.n_latents != recipe.n_latents:
+        raise AmortjaxError(f"--init: {name} has {sae.n_latents} latents, not --n_latents={recipe.n_latents}")
+    if (
+        sae.d_in != sae.d_out
+        or sae.norm != "none"
+        or sae.rescale
+        or "W_skip" in sae.extra
+        or "f_dec" in sae.extra
+    ):
+        raise AmortjaxError(
+            f"--init: {name} is a transcoder, or normalises its input, or has factors the trainer does not keep"
+        )
+    norm = np.linalg.norm(np.asarray(sae.W_dec), axis=1)
+    if recipe.unit_decoder and np.abs(norm - 1).max() > 1e-3:
+        raise AmortjaxError(
+            f"--init: decoder rows of {name} have norms {norm.min():.3g} to {norm.max():.3g}, and this variant keeps "
+            "them at 1: use an SAE with unit rows, or --decoder=free"
+        )
 
 
 def split(module: Dictionary) -> tuple[Any, dict]:

@@ -5,23 +5,65 @@ from typing import Annotated, Literal
 
 from amortjax.errors import AmortjaxError
 
-Trainable = Literal["standard", "topk", "jumprelu", "gated", "batch_topk", "matryoshka"]
+Trainable = Literal[
+    "standard",
+    "april",
+    "p_anneal",
+    "gated",
+    "jumprelu",
+    "topk",
+    "batch_topk",
+    "matryoshka",
+    "loca",
+    "mlp",
+]
+# Loss that sets the sparsity, hence the flag a variant needs. An mlp takes one of the three.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "standard": ("lam",),
+    "april": ("lam",),
+    "p_anneal": ("lam",),
+    "gated": ("lam",),
+    "jumprelu": ("target_l0",),
+    "topk": ("k",),
+    "batch_topk": ("k",),
+    "matryoshka": ("k",),
+    "loca": ("group_k",),
+    "mlp": ("k", "lam", "group_k"),
+}
+SPARSITY = ("k", "lam", "target_l0", "group_k")
+# LocA's budgets for 8 groups, the group of the highest angular variance first.
+LOCA_K = "6/5/4/3/3/2/2/1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Hyperparameters. Inputs are centred on nothing and divided by s, s^2 = mean of |x - mean|^2, so a
+    """Hyperparameters. Inputs are centred on nothing and divided by s (see `scale`), so that by default a
     loss of 1 is that of predicting the mean; penalties and bandwidths are in these units, the saved SAE is
     in raw units."""
 
     variant: Annotated[Trainable, "SAE variant."] = "topk"
     n_latents: Annotated[int, "Number of latents, M."] = 6144
-    k: Annotated[int | None, "Latents per token: topk, batch_topk and matryoshka (mean over a batch)."] = None
-    lam: Annotated[float | None, "L1 penalty on z_j ||W_j||, inputs of rms 1: standard and gated."] = None
+    k: Annotated[
+        int | None, "Latents per token: topk, mlp; batch_topk and matryoshka (mean over a batch)."
+    ] = None
+    lam: Annotated[
+        float | None,
+        "L1 penalty on z_j ||W_j||, in units of the scaled inputs: standard, april, p_anneal, gated.",
+    ] = None
     target_l0: Annotated[float | None, "Mean number of firing latents to train towards: jumprelu."] = None
+    group_k: Annotated[
+        str | None, f"Latents per token and group, joined by '/': loca (as in the paper: {LOCA_K}), mlp."
+    ] = None
+    groups: Annotated[
+        str | None,
+        "Shares of the latents in each group, joined by '/', adding to 1. Empty: matryoshka "
+        "0.03125/0.0625/0.125/0.25/0.53125, loca and mlp equal groups.",
+    ] = None
+    hidden: Annotated[int | None, "mlp: width of the hidden layer (of each group's, with groups)."] = None
     steps: Annotated[int, "Optimizer steps."] = 1200
     batch_size: Annotated[int, "Tokens per step."] = 1024
     lr: Annotated[float, "Adam's peak learning rate."] = 4e-4
+    beta1: Annotated[float, "Adam's decay of the first moment; the papers of gated and jumprelu use 0."] = 0.9
     warmup: Annotated[
         int | None, "Steps of linear warm-up of the rate; empty: a twentieth, at most 1000."
     ] = None
@@ -30,64 +72,144 @@ class Recipe:
         int | None, "Steps over which the sparsity loss grows to full; empty: a tenth, at most 2000."
     ] = None
     clip: Annotated[float, "Largest norm of the gradient."] = 1.0
-    auxk: Annotated[float, "Weight of the auxiliary loss of dead latents: topk, batch_topk, matryoshka."] = (
-        1 / 32
-    )
+    decoder: Annotated[
+        Literal["unit", "free"] | None,
+        "Rows of the decoder kept at norm 1, or free with the penalty weighted by their norms (for variants with "
+        "--lam). Empty: free for april, unit for the others.",
+    ] = None
+    auxk: Annotated[
+        float, "Weight of the auxiliary loss of dead latents: topk, batch_topk, matryoshka, loca, mlp."
+    ] = 1 / 32
     dead_tokens: Annotated[
         int | None,
         "Tokens without firing after which a latent is dead; empty: an eighth of the run, at most 10 M.",
     ] = None
+    resample_every: Annotated[
+        int, "Steps between resamplings of dead latents (Bricken et al. 2023); 0: never."
+    ] = 0
     bandwidth: Annotated[float, "Width of the kernel that gives JumpReLU's thresholds a gradient."] = 0.03
     threshold_lr: Annotated[float, "JumpReLU: learning rate of the thresholds, in multiples of lr."] = 3.0
-    groups: Annotated[str, "Matryoshka: shares of the latents, joined by '/', adding to 1."] = (
-        "0.03125/0.0625/0.125/0.25/0.53125"
+    p_end: Annotated[float, "p_anneal: the last exponent p of the penalty sum_j z_j^p."] = 0.2
+    p_from: Annotated[float, "p_anneal: share of the steps after which p starts to fall from 1."] = 0.1
+    b_dec_init: Annotated[Literal["mean", "geometric_median", "zero"], "Where the decoder's bias starts."] = (
+        "mean"
     )
-    b_dec_init: Annotated[Literal["mean", "geometric_median"], "Where the decoder's bias starts."] = "mean"
-    seed: Annotated[int, "Seeds the first weights and the order of tokens."] = 0
+    scale: Annotated[
+        Literal["centred", "norm", "none"],
+        "Inputs are divided by s: centred, s^2 = mean |x - mean|^2; norm, s^2 = mean |x|^2 (as in "
+        "dictionary_learning); none, 1.",
+    ] = "centred"
+    seed: Annotated[int, "Seeds the first weights and, without --data_seed, the order of tokens."] = 0
+    data_seed: Annotated[int | None, "Seeds the order of tokens."] = None
 
     def check(self) -> "Recipe":
         """Returns itself, or raises AmortjaxError naming the flag to change."""
         for flag in ("n_latents", "steps", "batch_size", "lr", "clip", "bandwidth", "threshold_lr"):
             if not getattr(self, flag) > 0:
                 raise AmortjaxError(f"--{flag}={getattr(self, flag)}: must be above 0")
-        for flag in ("warmup", "sparsity_warmup", "dead_tokens", "auxk", "lam"):
+        for flag in ("warmup", "sparsity_warmup", "dead_tokens", "auxk", "lam", "resample_every"):
             value = getattr(self, flag)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise AmortjaxError(f"--{flag}={value}: must not be negative")
-        if not 0 < self.decay_from <= 1:
-            raise AmortjaxError(f"--decay_from={self.decay_from}: must be above 0 and at most 1")
-        needed = NEEDS[self.variant]
-        for flag in ("k", "lam", "target_l0"):
+        for flag, low_is_out in (("decay_from", True), ("p_end", True), ("p_from", False)):
             value = getattr(self, flag)
-            if flag == needed and value is None:
-                raise AmortjaxError(f"--variant={self.variant} needs --{flag}")
-            if flag != needed and value is not None:
-                raise AmortjaxError(
-                    f"--{flag} does nothing for --variant={self.variant}, which takes --{needed}"
-                )
-        sparsity = self.k if self.k is not None else self.target_l0
-        if sparsity is not None and not 0 < sparsity <= self.n_latents:
+            if not 0 <= value <= 1 or (low_is_out and value == 0):
+                raise AmortjaxError(f"--{flag}={value}: must be from 0 to 1" + low_is_out * ", above 0")
+        if not 0 <= self.beta1 < 1:
+            raise AmortjaxError(f"--beta1={self.beta1}: must be from 0 to below 1")
+        self._check_sparsity()
+        self._check_groups()
+        if self.decoder == "free" and self.lam is None:
             raise AmortjaxError(
-                f"--{needed}={sparsity}: must be above 0 and at most --n_latents={self.n_latents}"
+                f"--decoder=free is for variants with --lam, whose penalty it weighs; {self.variant} keeps unit"
             )
-        self.group_sizes()
+        if (self.hidden is not None) != (self.variant == "mlp") or (self.hidden or 1) < 1:
+            raise AmortjaxError(
+                "--hidden: --variant=mlp needs it, a positive width; no other variant takes it"
+            )
         return self
 
-    def group_sizes(self) -> tuple[int, ...]:
-        """Matryoshka's group sizes, adding up to n_latents; () for other variants."""
-        if self.variant != "matryoshka":
+    def _check_sparsity(self) -> None:
+        takes = NEEDS[self.variant]
+        given = [flag for flag in SPARSITY if getattr(self, flag) is not None]
+        named = " or ".join("--" + flag for flag in takes)
+        for flag in given:
+            if flag not in takes:
+                raise AmortjaxError(
+                    f"--{flag} does nothing for --variant={self.variant}, which takes {named}"
+                )
+        if len(given) != 1:
+            both = f", not {' and '.join('--' + flag for flag in given)}" if given else ""
+            raise AmortjaxError(f"--variant={self.variant} needs {named}{both}")
+        value = self.k if self.k is not None else self.target_l0
+        if value is not None and not 0 < value <= self.n_latents:
+            raise AmortjaxError(
+                f"--{given[0]}={value}: must be above 0 and at most --n_latents={self.n_latents}"
+            )
+
+    def _check_groups(self) -> None:
+        sizes, ks = self.group_sizes(), self.group_ks()
+        if self.groups is not None and not sizes:
+            raise AmortjaxError(
+                f"--groups does nothing here: --variant={self.variant} has none"
+                + (" without --group_k" if self.variant == "mlp" else "")
+            )
+        if ks and len(ks) != len(sizes):
+            raise AmortjaxError(
+                f"--group_k={self.group_k}: {len(ks)} numbers, but --groups has {len(sizes)} groups"
+            )
+        for size, k in zip(sizes, ks, strict=False):
+            if not 0 <= k <= size:
+                raise AmortjaxError(
+                    f"--group_k={self.group_k}: {k} is not from 0 to the group's {size} latents"
+                )
+
+    def group_ks(self) -> tuple[int, ...]:
+        """k of each group: loca, and an mlp with groups; () for other variants."""
+        if self.group_k is None:
             return ()
         try:
-            shares = [float(share) for share in self.groups.split("/")]
+            ks = tuple(int(k) for k in self.group_k.split("/"))
         except ValueError:
-            raise AmortjaxError(f"--groups={self.groups}: not numbers joined by '/'") from None
-        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            raise AmortjaxError(f"--groups={self.groups}: the shares must be positive and add up to 1")
-        sizes = [int(share * self.n_latents) for share in shares]
-        sizes[-1] += self.n_latents - sum(sizes)
+            raise AmortjaxError(f"--group_k={self.group_k}: not whole numbers joined by '/'") from None
+        if sum(ks) < 1:
+            raise AmortjaxError(f"--group_k={self.group_k}: no latent could fire")
+        return ks
+
+    def group_sizes(self) -> tuple[int, ...]:
+        """Sizes of the groups, adding up to n_latents; () for variants without."""
+        if self.variant == "matryoshka":
+            shares = self._shares() or (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+        elif self.group_k is not None:
+            count = len(self.group_ks())
+            shares = self._shares() or (1 / count,) * count
+        else:
+            return ()
+        # Ends rounded, not sizes: shares that divide M in theory then do so here.
+        ends = [round(sum(shares[: i + 1]) * self.n_latents) for i in range(len(shares))]
+        sizes = tuple(b - a for a, b in zip([0, *ends[:-1]], ends, strict=True))
         if min(sizes) < 1:
             raise AmortjaxError(f"--groups={self.groups}: a group of {self.n_latents} latents would be empty")
-        return tuple(sizes)
+        return sizes
+
+    def _shares(self) -> tuple[float, ...]:
+        if self.groups is None:
+            return ()
+        try:
+            shares = tuple(float(share) for share in self.groups.split("/"))
+        except ValueError:
+            raise AmortjaxError(f"--groups={self.groups}: not numbers joined by '/'") from None
+        if not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6):
+            raise AmortjaxError(f"--groups={self.groups}: the shares must be positive and add up to 1")
+        return shares
+
+    @property
+    def unit_decoder(self) -> bool:
+        return self.variant != "april" if self.decoder is None else self.decoder == "unit"
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def warmup_steps(self) -> int:
@@ -109,13 +231,3 @@ class Recipe:
         """Of the running mean of the smallest firing value: 0.999 as in dictionary_learning, faster in
         short runs."""
         return min(0.999, max(0.9, 1 - 20 / self.steps))
-
-
-NEEDS = {
-    "standard": "lam",
-    "gated": "lam",
-    "topk": "k",
-    "batch_topk": "k",
-    "matryoshka": "k",
-    "jumprelu": "target_l0",
-}

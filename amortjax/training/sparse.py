@@ -107,3 +107,23 @@ def _preactivations_bwd(saved, slope):
 
 
 preactivations.defvjp(_preactivations_fwd, _preactivations_bwd)
+
+
+@jax.custom_vjp
+def slope_only(left: jax.Array, right: jax.Array, rows: jax.Array, latents: jax.Array) -> jax.Array:
+    """Zeros (T,) with the gradient of left[row] . right[latent]; left (N, H), right (M, H). For a term whose
+    value is known already."""
+    return jnp.zeros(rows.shape, left.dtype)
+
+
+def _slope_only_fwd(left, right, rows, latents):
+    return slope_only(left, right, rows, latents), (left, right, rows, latents)
+
+
+def _slope_only_bwd(saved, slope):
+    left, right, rows, latents = saved
+    by_left = _outer_sum(rows, latents, slope, right, left.shape[0])
+    return by_left, _outer_sum(latents, rows, slope, left, right.shape[0]), None, None
+
+
+slope_only.defvjp(_slope_only_fwd, _slope_only_bwd)

@@ -13,6 +13,10 @@ from amortjax.training.recipe import Recipe
 
 # Counters stop here instead of overflowing int32.
 MOST_TOKENS = 2**30
+# p_anneal: the exponent falls in this many equal steps, as in dictionary_learning; each time the penalty keeps the
+# size it has in a running mean over about 10 batches.
+CHANGES = 10
+MEMORY = 0.9
 
 
 class State(NamedTuple):
@@ -23,10 +27,13 @@ class State(NamedTuple):
     optimizer: Any
     silent: jax.Array  # (M,) int32, tokens since a latent last fired
     threshold: jax.Array  # () running mean of the smallest firing value; -1 before it is first measured
+    anneal: (
+        jax.Array
+    )  # (3,) p_anneal: the penalty's factor, its running means with the exponent of now, of next
 
 
 class Report(NamedTuple):
-    """Sums over the tokens of one step, (): see `loop.Meter`."""
+    """Sums over the tokens of one step, (): see `log.Meter`."""
 
     loss: jax.Array
     error: jax.Array  # sum of |x - x_hat|^2
@@ -46,7 +53,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         ],
         [warm, max(decay, warm)],
     )
-    return optax.chain(optax.clip_by_global_norm(recipe.clip), optax.adam(rate))
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), optax.adam(rate, b1=recipe.beta1))
 
 
 def init(weights: dict[str, Any], recipe: Recipe) -> State:
@@ -56,6 +63,7 @@ def init(weights: dict[str, Any], recipe: Recipe) -> State:
         optimizer=optimizer(recipe).init(weights),
         silent=jnp.zeros((recipe.n_latents,), jnp.int32),
         threshold=jnp.full((), -1.0),
+        anneal=jnp.ones(3),
     )
 
 
@@ -66,19 +74,52 @@ def train_step(
     """One update on x (N, D), scaled; mean (D,), of the scaled data, is only for the report's spread."""
     n = x.shape[0]
     ramp = jnp.minimum(state.step / max(recipe.sparsity_warmup_steps, 1), 1.0)
-    now = Now(dead=state.silent >= recipe.dead_after, sparsity=ramp)
+    factor, powers = _powers(state, recipe)
+    now = Now(dead=state.silent >= recipe.dead_after, sparsity=ramp, powers=powers)
 
     def loss_of(weights):
         return LOSSES[recipe.variant](modules.as_sae(graph, weights), x, now, recipe)
 
     (loss, seen), slope = jax.value_and_grad(loss_of, has_aux=True)(state.weights)
-    slope = slope | {"w_dec": _tangent(slope["w_dec"], state.weights["w_dec"])}
+    if recipe.unit_decoder:
+        slope = slope | {"w_dec": _tangent(slope["w_dec"], state.weights["w_dec"])}
     update, adam = optimizer(recipe).update(slope, state.optimizer, state.weights)
-    weights = _constrain(optax.apply_updates(state.weights, _scale_thresholds(update, recipe)))
+    weights = _constrain(optax.apply_updates(state.weights, _scale_thresholds(update, recipe)), recipe)
     silent = jnp.where(seen.fired, 0, jnp.minimum(state.silent + n, MOST_TOKENS))
-    new = State(state.step + 1, weights, adam, silent, _track(state.threshold, seen.least, recipe))
+    threshold = _track(state.threshold, seen.least, recipe)
+    anneal = jnp.concatenate([factor[None], _remember(state, seen.penalties, recipe)])
+    new = State(state.step + 1, weights, adam, silent, threshold, anneal)
     spread = jnp.sum(jnp.square(x - mean))
     return new, Report(loss, seen.error, spread, seen.l0, jnp.sum(silent >= recipe.dead_after))
+
+
+def exponent(step: jax.Array | int, recipe: Recipe) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """p_anneal at a step: the exponent, the one after the next change, and whether it has just changed; ()."""
+    start = int(recipe.p_from * recipe.steps)
+    every = max((recipe.steps - start) / CHANGES, 1)
+
+    def changes(step):
+        return jnp.clip(jnp.floor((step - start) / every) + 1, 0, CHANGES)
+
+    def of(count):
+        return 1 + (recipe.p_end - 1) * jnp.minimum(count, CHANGES) / CHANGES
+
+    count = changes(jnp.asarray(step))
+    return of(count), of(count + 1), count != changes(jnp.asarray(step) - 1)
+
+
+def _powers(state: State, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
+    """The penalty's factor (), and `losses.Now.powers` (3,)."""
+    p, following, changed = exponent(state.step, recipe)
+    factor, size, size_after = state.anneal
+    ratio = jnp.where(size_after > 0, size / jnp.where(size_after > 0, size_after, 1), 1)
+    factor = jnp.where(changed, factor * ratio, factor)
+    return factor, jnp.stack([p, following, factor])
+
+
+def _remember(state: State, penalties: jax.Array, recipe: Recipe) -> jax.Array:
+    first = exponent(state.step, recipe)[2] | (state.step == 0)
+    return jnp.where(first, penalties, MEMORY * state.anneal[1:] + (1 - MEMORY) * penalties)
 
 
 def _tangent(slope: jax.Array, w_dec: jax.Array) -> jax.Array:
@@ -93,10 +134,12 @@ def _scale_thresholds(update: Any, recipe: Recipe) -> Any:
     return update | {"extra": update["extra"] | {"threshold": faster}}
 
 
-def _constrain(weights: Any) -> dict[str, Any]:
-    """Decoder rows of norm 1, thresholds not below 0."""
-    norm = jnp.linalg.norm(weights["w_dec"], axis=1, keepdims=True)
-    new = weights | {"w_dec": weights["w_dec"] / jnp.maximum(norm, 1e-8)}
+def _constrain(weights: Any, recipe: Recipe) -> dict[str, Any]:
+    """Decoder rows of norm 1 unless they are free, thresholds not below 0."""
+    new = dict(weights)
+    if recipe.unit_decoder:
+        norm = jnp.linalg.norm(weights["w_dec"], axis=1, keepdims=True)
+        new["w_dec"] = weights["w_dec"] / jnp.maximum(norm, 1e-8)
     if "threshold" in weights.get("extra", {}):
         new["extra"] = weights["extra"] | {"threshold": jnp.maximum(weights["extra"]["threshold"], 0)}
     return new

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from amortjax.launch import flagged
+from amortjax.launch.sweep import expand
+from amortjax.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 ALIASES = {"collect": {"output_dir": "out"}}
-FLAGFILES = sorted((ROOT / "configs").glob("*/*.flags"))
-NEEDED = {"bench_inference": [], "section5": ["--ckpts=x", "--out=x"], "collect": [], "train": []}
+FLAGFILES = sorted((ROOT / "configs").rglob("*.flags"))
+
+
+def launcher_of(path: Path) -> str:
+    return path.relative_to(ROOT / "configs").parts[0]
 
 
 def parse(launcher: str, argv: list[str]):
@@ -20,10 +25,36 @@ def parse(launcher: str, argv: list[str]):
     return flagged.parse(module.Config, argv, ALIASES.get(launcher))
 
 
-@pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_flagfile_parses_and_says_what_it_runs(path):
+@pytest.mark.parametrize("path", FLAGFILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_flagfile_parses_and_says_what_it_runs(path, monkeypatch):
     assert path.read_text().startswith("# ")
-    parse(path.parent.name, [*NEEDED[path.parent.name], f"--flagfile={path}"])
+    monkeypatch.chdir(ROOT)  # a flagfile in a flagfile is named from here
+    module = importlib.import_module(f"amortjax.launch.{launcher_of(path)}")
+    assert flagged.given_flags(module.Config, [f"--flagfile={path}"], ALIASES.get(launcher_of(path)))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FLAGFILES if launcher_of(p) == "train" and "--out=" in p.read_text()],
+    ids=lambda p: p.stem,
+)
+def test_trainings_are_complete(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = parse("train", [f"--flagfile={path}"]).checked()
+    recipes = {name: recipe.check() for name, recipe in expand(config, Recipe).items()}
+    assert len(recipes) == (6 if "saebench" in str(path) else max(len(config.configs), 1))
+    if "saebench" in str(path):
+        recipe = next(iter(recipes.values()))
+        assert recipe.steps * recipe.batch_size == pytest.approx(5e8, rel=1e-5)
+        assert [round(share * recipe.steps) for share in config.save_at] == [
+            0,
+            244,
+            771,
+            2441,
+            7715,
+            24414,
+            77148,
+        ]
 
 
 def readme_commands() -> list[tuple[str, list[str]]]:

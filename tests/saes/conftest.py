@@ -8,6 +8,7 @@ from amortjax.saes.encoders import VARIANTS
 from amortjax.saes.sae import SAE, Info
 
 D, M, K = 12, 32, 4
+GROUPS, GROUP_K, HIDDEN = (8, 24), (1, 3), 5
 
 
 @pytest.fixture
@@ -25,11 +26,22 @@ def make_sae():
         }  # fmt: skip
         if VARIANTS[variant].batch:
             arrays["threshold"] = jnp.asarray(0.8, jnp.float32)
+        if variant == "mlp":  # a hidden layer per group
+            other = np.random.default_rng(3)
+            shapes = {
+                "W_hidden": (len(GROUPS), D, HIDDEN),
+                "b_hidden": (len(GROUPS), HIDDEN),
+                "W_up": (HIDDEN, M),
+            }
+            arrays |= {
+                name: jnp.asarray(other.standard_normal(shape), jnp.float32) for name, shape in shapes.items()
+            }
         sae = SAE(
             W_enc=draw(D, M), b_enc=0.1 * draw(M), W_dec=draw(M, D), b_dec=draw(D), pre_bias=draw(D),
             extra={key: arrays[key] for key in VARIANTS[variant].extra}, variant=variant,
             k=K if "topk" in variant or variant == "matryoshka" else None,
-            groups=(8, 24) if variant == "matryoshka" else (), info=Info(name="random", lam_train=0.1),
+            groups=GROUPS if variant in ("matryoshka", "loca", "mlp") else (),
+            group_k=GROUP_K if variant == "loca" else (), info=Info(name="random", lam_train=0.1),
         )  # fmt: skip
         return dataclasses.replace(sae, **replacements)
 

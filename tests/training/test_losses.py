@@ -10,19 +10,26 @@ import pytest
 
 from amortjax.saes import encoders
 from amortjax.saes.sae import SAE, decode
-from amortjax.training import losses, modules
-from amortjax.training.losses import LOSSES, Now
-from amortjax.training.recipe import Recipe
+from amortjax.training import entries, jump, modules
+from amortjax.training.losses import LOSSES, Now, power
+from amortjax.training.recipe import NEEDS, Recipe
 
 D, M, N = 8, 32, 24
-SPARSITY: dict[str, dict[str, Any]] = {"lam": {"lam": 0.3}, "k": {"k": 3}, "target_l0": {"target_l0": 5.0}}
-NEEDED = {"standard": "lam", "gated": "lam", "jumprelu": "target_l0"}
+SPARSITY: dict[str, dict[str, Any]] = {
+    "lam": {"lam": 0.3},
+    "k": {"k": 3},
+    "target_l0": {"target_l0": 5.0},
+    "group_k": {"group_k": "2/1"},
+}
 
 
 def _recipe(variant: Any, **more: Any) -> Recipe:
-    return Recipe(
-        variant=variant, n_latents=M, groups="0.25/0.75", **SPARSITY[NEEDED.get(variant, "k")], **more
-    ).check()  # fmt: skip
+    given = dict(SPARSITY[NEEDS[variant][0]]) if not set(more) & set(SPARSITY) else {}
+    if variant in ("matryoshka", "loca"):
+        given["groups"] = "0.25/0.75"
+    if variant == "mlp":
+        given["hidden"] = 5
+    return Recipe(variant=variant, n_latents=M, **(given | more)).check()
 
 
 def _setting(variant: str, **more):
@@ -34,7 +41,8 @@ def _setting(variant: str, **more):
 
 
 def _now(dead: np.ndarray | None = None) -> Now:
-    return Now(jnp.zeros(M, bool) if dead is None else jnp.asarray(dead), jnp.asarray(0.5))
+    powers = jnp.asarray([0.6, 0.5, 2.0])
+    return Now(jnp.zeros(M, bool) if dead is None else jnp.asarray(dead), jnp.asarray(0.5), powers)
 
 
 def _dense(sae: SAE, x: jax.Array, recipe: Recipe) -> jax.Array:
@@ -42,7 +50,9 @@ def _dense(sae: SAE, x: jax.Array, recipe: Recipe) -> jax.Array:
     z = encoders.encode(sae, x)
     norms = jnp.linalg.norm(sae.W_dec, axis=1)
     error = jnp.mean(jnp.sum((x - decode(sae, z)) ** 2, axis=1))
-    if recipe.variant == "standard":
+    if recipe.variant == "p_anneal":
+        return error + 0.5 * 0.3 * 2.0 * jnp.mean(jnp.sum(power(z * norms, jnp.asarray(0.6)), axis=1))
+    if recipe.lam is not None and recipe.variant != "gated":
         return error + 0.5 * 0.3 * jnp.mean(z @ norms)
     if recipe.variant == "gated":
         # `b_enc` is there, and zero, in every gated SAE; here it has been moved away from zero.
@@ -56,9 +66,14 @@ def _dense(sae: SAE, x: jax.Array, recipe: Recipe) -> jax.Array:
     return error
 
 
-@pytest.mark.parametrize("variant", LOSSES)
-def test_loss_gradient_and_what_was_seen_are_the_dense_ones(variant):
-    recipe, graph, weights, x = _setting(variant)
+@pytest.mark.parametrize(
+    ("variant", "more"),
+    [(variant, {}) for variant in LOSSES]
+    + [("mlp", {"lam": 0.3}), ("mlp", {"group_k": "2/1", "groups": "0.25/0.75"})],
+    ids=str,
+)
+def test_loss_gradient_and_what_was_seen_are_the_dense_ones(variant, more):
+    recipe, graph, weights, x = _setting(variant, **more)
 
     @jax.jit
     def ours(weights):
@@ -77,7 +92,7 @@ def test_loss_gradient_and_what_was_seen_are_the_dense_ones(variant):
     np.testing.assert_array_equal(seen.fired, (z > 0).any(axis=0))
     assert seen.l0 == (z > 0).sum()
     assert seen.error == pytest.approx(float(np.sum((x - decode(sae, jnp.asarray(z))) ** 2)), rel=1e-4)
-    if variant == "topk":
+    if variant in ("topk", "loca"):
         assert seen.least == pytest.approx(np.mean([row[row > 0].min() for row in z]), rel=1e-5)
     if variant == "batch_topk":
         assert seen.least == z[z > 0].min()
@@ -106,7 +121,7 @@ def test_auxk_is_its_formula_and_reaches_dead_latents_only():
 
     def loss(weights, residual, dead):
         sae = modules.as_sae(graph, weights)
-        return losses.auxk(sae, x, residual, encoders.preactivation(sae, x - sae.pre_bias), dead)
+        return entries.auxk(sae, x, residual, encoders.preactivation(sae, x - sae.pre_bias), dead)
 
     value_and_slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     for n_dead in (0, 1, 3, D // 2, D // 2 + 1, M):
@@ -127,10 +142,10 @@ def test_auxk_of_a_constant_residual_is_zero():
     _, graph, weights, x = _setting("topk")
     sae = modules.as_sae(graph, weights)
     pre = encoders.preactivation(sae, x - sae.pre_bias)
-    assert losses.auxk(sae, x, jnp.ones((N, D)), pre, jnp.ones(M, bool)) == 0
+    assert entries.auxk(sae, x, jnp.ones((N, D)), pre, jnp.ones(M, bool)) == 0
 
 
-@pytest.mark.parametrize("variant", ["topk", "batch_topk", "matryoshka"])
+@pytest.mark.parametrize("variant", ["topk", "batch_topk", "matryoshka", "loca", "mlp"])
 def test_auxk_is_added_with_its_weight(variant):
     recipe, graph, weights, x = _setting(variant)
     sae, dead = modules.as_sae(graph, weights), np.arange(M) % 7 == 0
@@ -145,7 +160,7 @@ def test_auxk_is_added_with_its_weight(variant):
     def alone():
         c = x - sae.pre_bias
         z = encoders.encode(sae, x)
-        return losses.auxk(sae, x, x - decode(sae, z), encoders.preactivation(sae, c), jnp.asarray(dead))
+        return entries.auxk(sae, x, x - decode(sae, z), encoders.preactivation(sae, c), jnp.asarray(dead))
 
     without, with_it = losses_of()
     assert float(with_it - without) == pytest.approx(0.5 * float(alone()), rel=1e-3)
@@ -156,12 +171,12 @@ def test_jumprelu_reaches_thresholds_through_the_kernel_only():
     pre = jnp.asarray([[0.9, 1.1, 1.3, 2.0, -1.0]]).T  # threshold 1: kernel of width 0.5 covers 0.75 to 1.25
     slope = jnp.asarray([[1.0, 10.0, 100.0, 1000.0, 10000.0]]).T
     threshold = jnp.asarray([1.0])
-    z, back = jax.vjp(lambda p, t: losses._jump(p, t, width), pre, threshold)
+    z, back = jax.vjp(lambda p, t: jump.jump(p, t, width), pre, threshold)
     np.testing.assert_allclose(z[:, 0], [0, 1.1, 1.3, 2.0, 0], rtol=1e-6)
     by_pre, by_threshold = back(slope)
     np.testing.assert_array_equal(by_pre[:, 0], [0, 10, 100, 1000, 0])
     assert by_threshold[0] == pytest.approx(-(1.0 / width) * 11.0)
-    count, back = jax.vjp(lambda p, t: losses._step(p, t, width), pre, threshold)
+    count, back = jax.vjp(lambda p, t: jump.count(p, t, width), pre, threshold)
     np.testing.assert_array_equal(count[:, 0], [0, 1, 1, 1, 0])
     by_pre, by_threshold = back(slope)
     assert not np.asarray(by_pre).any() and by_threshold[0] == pytest.approx(-(1 / width) * 11.0)
@@ -171,6 +186,20 @@ def test_jumprelu_reaches_thresholds_through_the_kernel_only():
     ("flags", "text"),
     [
         ({"variant": "topk"}, "--variant=topk needs --k"),
+        ({"variant": "mlp", "hidden": 4}, "needs --k or --lam or --group_k"),
+        ({"variant": "mlp", "hidden": 4, "k": 3, "lam": 0.1}, "not --k and --lam"),
+        ({"variant": "mlp", "k": 3}, "--hidden: --variant=mlp needs it"),
+        ({"variant": "topk", "k": 3, "hidden": 4}, "no other variant takes it"),
+        ({"variant": "loca"}, "needs --group_k"),
+        ({"variant": "loca", "group_k": "3/x"}, "not whole numbers"),
+        ({"variant": "loca", "group_k": "0/0"}, "no latent could fire"),
+        ({"variant": "loca", "group_k": "30/1"}, "30 is not from 0 to the group's 16"),
+        ({"variant": "loca", "group_k": "3/1", "groups": "0.2/0.3/0.5"}, "2 numbers, but --groups has 3"),
+        ({"variant": "topk", "k": 3, "groups": "0.5/0.5"}, "--groups does nothing"),
+        ({"variant": "topk", "k": 3, "decoder": "free"}, "--decoder=free is for variants with --lam"),
+        ({"variant": "topk", "k": 3, "beta1": 1.0}, "--beta1=1.0"),
+        ({"variant": "p_anneal", "lam": 0.1, "p_end": 0.0}, "--p_end=0.0"),
+        ({"variant": "topk", "k": 3, "resample_every": -1}, "--resample_every=-1"),
         ({"variant": "standard"}, "needs --lam"),
         ({"variant": "topk", "k": 3, "lam": 0.1}, "--lam does nothing"),
         ({"variant": "topk", "k": 0}, "--k=0"),

@@ -1,6 +1,7 @@
 """Reading SAEs: one reader per library, found by what is on disk. `load_sae` is the way in.
 
-To add a format: one file with `detect(path)` and `load(path, **choices)`, one line in FORMATS.
+To add a format: one file with `detect(path)` and `load(path, **choices)`, one line in FORMATS; to write it, a
+line in WRITERS.
 """
 
 import os
@@ -10,15 +11,22 @@ from typing import Any, NamedTuple
 
 from amortjax.errors import AmortjaxError, CheckpointError
 from amortjax.saes import checkpoint
-from amortjax.saes.formats import dictionary_learning, hub
+from amortjax.saes.formats import dictionary_learning, hub, loca, loca_writer
 from amortjax.saes.sae import SAE
 
 
 class Format(NamedTuple):
-    """One library's layout. `detect` sees one file, and is true for exactly one file of an SAE."""
+    """One library's layout. `detect` sees one file. Where a folder may hold several such files, `main` gives the
+    one that is the folder's SAE."""
 
     detect: Callable[[Path], bool]
     load: Callable[..., SAE]
+    choices: tuple[str, ...] = ()
+    main: Callable[[Path], Path] = lambda file: file
+
+
+class Writer(NamedTuple):
+    save: Callable[..., Path]
     choices: tuple[str, ...] = ()
 
 
@@ -27,8 +35,12 @@ FORMATS = {
     "dictionary_learning": Format(
         dictionary_learning.detect, dictionary_learning.load, dictionary_learning.CHOICES
     ),
+    "loca": Format(loca.detect, loca.load, loca.CHOICES, loca.main_file),
 }
-WRITERS = {"native": checkpoint.save_native}
+WRITERS = {
+    "native": Writer(checkpoint.save_native),
+    "loca": Writer(loca_writer.save, loca_writer.CHOICES),
+}
 
 
 def load_sae(path_or_hub_id: str | os.PathLike, **choices: Any) -> SAE:
@@ -40,20 +52,25 @@ def load_sae(path_or_hub_id: str | os.PathLike, **choices: Any) -> SAE:
     """
     path = _local(path_or_hub_id)
     name, file = _only_sae(path)
-    form = FORMATS[name]
-    unknown = sorted(set(choices) - set(form.choices))
-    if unknown:
-        takes = ", ".join(form.choices) or "no choices"
-        raise CheckpointError(f"{file}: the {name} format has no choice {unknown[0]!r}; it takes {takes}")
-    return form.load(file, **choices)
+    _check_choices(file, name, choices, FORMATS[name].choices)
+    return FORMATS[name].load(file, **choices)
 
 
-def save_sae(sae: SAE, path: str | os.PathLike, format: str = "native") -> Path:
-    """Writes an SAE; `path` is a stem, one of the pair's two names, or a folder. Returns the path of the
-    weights."""
+def save_sae(sae: SAE, path: str | os.PathLike, format: str = "native", **choices: Any) -> Path:
+    """Writes an SAE and returns the path of the weights. `path` is a stem, one of the native pair's two names, or a
+    folder; for "loca" a folder, with the choices of `loca_writer.save`: `standard`, `bias_latent`."""
     if format not in WRITERS:
         raise AmortjaxError(f"format {format!r} can't be written; choices: {', '.join(WRITERS)}")
-    return WRITERS[format](sae, path)
+    _check_choices(path, format, choices, WRITERS[format].choices)
+    return WRITERS[format].save(sae, path, **choices)
+
+
+def _check_choices(
+    file: str | os.PathLike, name: str, choices: dict[str, Any], known: tuple[str, ...]
+) -> None:
+    for choice in sorted(set(choices) - set(known)):
+        takes = ", ".join(known) or "no choices"
+        raise CheckpointError(f"{file}: the {name} format has no choice {choice!r}; it takes {takes}")
 
 
 def _local(path_or_hub_id: str | os.PathLike) -> Path:
@@ -80,7 +97,8 @@ def _only_sae(path: Path) -> tuple[str, Path]:
     found, error = [], None
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         try:
-            found += [(name, file) for name, form in FORMATS.items() if form.detect(file)]
+            hits = [(name, form.main(file)) for name, form in FORMATS.items() if form.detect(file)]
+            found += [hit for hit in hits if hit not in found]
         except CheckpointError as caught:
             # Another file of the folder may be the SAE; if none is, this is why.
             error = error or caught

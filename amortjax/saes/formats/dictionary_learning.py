@@ -5,7 +5,6 @@ Linear layers keep weights as (out, in), so they are transposed here and nowhere
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,80 +16,61 @@ import numpy as np
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
 from amortjax.saes.formats import pickle_reader
+from amortjax.saes.formats.common import Tensors, array, build, read_json
 from amortjax.saes.sae import SAE, Info, unit_decoder, unscale_input
 
 CHOICES = ("dict_class", "k", "threshold", "normalize_decoder", "norm_factor", "batch_rule")
 BACKUP = {"step", "ae", "optimizer", "config", "norm_factor"}
 
-Tensors = dict[str, Any]
-
-
-def _array(tensors: Tensors, key: str) -> np.ndarray:
-    value = tensors[key]
-    return np.asarray(value.numpy() if isinstance(value, pickle_reader.Tensor) else value, np.float32)
-
-
-def _sae(variant: str, w_enc, b_enc, w_dec, b_dec, pre_bias, extra=None, **settings) -> SAE:
-    """An SAE of NumPy arrays in amortjax's orientation. `None` biases are zeros."""
-    d, m = w_enc.shape
-    fill = {"b_enc": (b_enc, m), "b_dec": (b_dec, w_dec.shape[1]), "pre_bias": (pre_bias, d)}
-    biases = {
-        key: jnp.zeros(size) if value is None else jnp.asarray(value) for key, (value, size) in fill.items()
-    }
-    extra = {key: jnp.asarray(value) for key, value in (extra or {}).items()}
-    return SAE(
-        W_enc=jnp.asarray(w_enc), W_dec=jnp.asarray(w_dec), extra=extra, variant=variant, **biases, **settings
-    )
-
 
 def _linear(t: Tensors) -> tuple[np.ndarray, np.ndarray]:
-    return _array(t, "encoder.weight").T, _array(t, "decoder.weight").T
+    return array(t, "encoder.weight").T, array(t, "decoder.weight").T
 
 
 def _autoencoder(t: Tensors) -> SAE:
     """Its `bias` is b_dec: subtracted before encoding, added after decoding."""
-    (w_enc, w_dec), bias = _linear(t), _array(t, "bias")
-    return _sae("standard", w_enc, _array(t, "encoder.bias"), w_dec, bias, bias)
+    (w_enc, w_dec), bias = _linear(t), array(t, "bias")
+    return build("standard", w_enc, array(t, "encoder.bias"), w_dec, bias, bias)
 
 
 def _autoencoder_new(t: Tensors) -> SAE:
     w_enc, w_dec = _linear(t)
-    return _sae("standard", w_enc, _array(t, "encoder.bias"), w_dec, _array(t, "decoder.bias"), None)
+    return build("standard", w_enc, array(t, "encoder.bias"), w_dec, array(t, "decoder.bias"), None)
 
 
 def _gated(t: Tensors) -> SAE:
-    (w_enc, w_dec), bias = _linear(t), _array(t, "decoder_bias")
-    extra = {"r_mag": _array(t, "r_mag"), "b_gate": _array(t, "gate_bias"), "b_mag": _array(t, "mag_bias")}
-    return _sae("gated", w_enc, None, w_dec, bias, bias, extra)
+    (w_enc, w_dec), bias = _linear(t), array(t, "decoder_bias")
+    extra = {"r_mag": array(t, "r_mag"), "b_gate": array(t, "gate_bias"), "b_mag": array(t, "mag_bias")}
+    return build("gated", w_enc, None, w_dec, bias, bias, extra)
 
 
 def _k(t: Tensors) -> int | None:
-    return int(_array(t, "k")) if "k" in t else None
+    return int(array(t, "k")) if "k" in t else None
 
 
 def _topk(t: Tensors) -> SAE:
     """Per-row top-k; the stored threshold is used only if asked for (choice `threshold=True`)."""
-    (w_enc, w_dec), bias = _linear(t), _array(t, "b_dec")
-    return _sae("topk", w_enc, _array(t, "encoder.bias"), w_dec, bias, bias, k=_k(t))
+    (w_enc, w_dec), bias = _linear(t), array(t, "b_dec")
+    return build("topk", w_enc, array(t, "encoder.bias"), w_dec, bias, bias, k=_k(t))
 
 
 def _batch_topk(t: Tensors) -> SAE:
-    extra = {"threshold": jnp.asarray(_array(t, "threshold"))}
+    extra = {"threshold": jnp.asarray(array(t, "threshold"))}
     return dataclasses.replace(_topk(t), variant="batch_topk", extra=extra)
 
 
 def _matryoshka(t: Tensors) -> SAE:
-    bias, groups = _array(t, "b_dec"), tuple(int(size) for size in _array(t, "group_sizes"))
-    return _sae(
-        "matryoshka", _array(t, "W_enc"), _array(t, "b_enc"), _array(t, "W_dec"), bias, bias,
-        {"threshold": _array(t, "threshold")}, k=_k(t), groups=groups,
+    bias, groups = array(t, "b_dec"), tuple(int(size) for size in array(t, "group_sizes"))
+    return build(
+        "matryoshka", array(t, "W_enc"), array(t, "b_enc"), array(t, "W_dec"), bias, bias,
+        {"threshold": array(t, "threshold")}, k=_k(t), groups=groups,
     )  # fmt: skip
 
 
 def _jumprelu(t: Tensors) -> SAE:
     """b_dec is not subtracted before encoding (a run-time attribute of the class that no file stores)."""
-    w_enc, b_enc, w_dec, b_dec = (_array(t, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    return _sae("jumprelu", w_enc, b_enc, w_dec, b_dec, None, {"threshold": _array(t, "threshold")})
+    w_enc, b_enc, w_dec, b_dec = (array(t, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    return build("jumprelu", w_enc, b_enc, w_dec, b_dec, None, {"threshold": array(t, "threshold")})
 
 
 class _Keys:
@@ -145,7 +125,7 @@ def load(path: Path, **choices: Any) -> SAE:
     name = choices.get("dict_class") or trainer.get("dict_class") or _only_class(path, tensors)
     sae = _convert(path, name, tensors)
     stored = (
-        _array(tensors, "threshold") if "threshold" in tensors and tensors["threshold"] is not None else None
+        array(tensors, "threshold") if "threshold" in tensors and tensors["threshold"] is not None else None
     )
     sae = _choose_rule(path, sae, stored, choices, trainer.get("k"))
     factor = choices.get("norm_factor")
@@ -163,11 +143,7 @@ def _config(path: Path) -> dict:
     for folder in (path.parent, path.parent.parent):
         file = folder / "config.json"
         if file.is_file():
-            try:
-                config = json.loads(file.read_text())
-            except ValueError as error:
-                raise CheckpointError(f"{file}: not readable as json ({error}); copy it again") from None
-            return config if isinstance(config, dict) else {}
+            return read_json(file)
         if path.parent.name != "checkpoints":
             break
     return {}

@@ -1,0 +1,192 @@
+"""bench_training's rows as tables, for a terminal and as markdown, and as pictures."""
+
+import io
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from amortjax.files import write_atomically
+from amortjax.launch.bench_parts.train_options import DIFFERENCES
+from amortjax.report.numbers import MISSING, grouped_digits, percent, short
+from amortjax.report.schema import Row
+
+OURS, PEER = "amortjax", "dictionary_learning"
+NAMES = {"ours": OURS, "peer": PEER}
+COLOURS = {OURS: "#0072B2", PEER: "#D55E00"}  # Okabe & Ito (2008)
+WITHOUT = f"{PEER} was not measured: no --peer_python was given."
+
+
+def _label(row: Row) -> str:
+    return row["variant"] + (f", {percent(row['dead_share'])} dead" if row.get("dead_share") else "")
+
+
+def _range(low: float | None, high: float | None, number: Any) -> str:
+    return "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+
+
+def _speed(row: Row, side: str) -> str:
+    middle = row.get(f"{side}_tokens_per_second")
+    return grouped_digits(middle) + _range(row.get(f"{side}_lo"), row.get(f"{side}_hi"), grouped_digits)
+
+
+def _ratio(row: Row) -> str:
+    return short(row.get("ratio")) + _range(row.get("ratio_lo"), row.get("ratio_hi"), short)
+
+
+def _throughput(rows: list[Row]) -> list[list[str]]:
+    head = ["", f"{OURS} tokens/s", f"{PEER} tokens/s", "ratio", "compile s"]
+    body = [
+        [_label(row), _speed(row, "ours"), _speed(row, "peer"), _ratio(row), short(row["compile_seconds"])]
+        for row in rows
+    ]
+    return [head, *body]
+
+
+def _pair(row: Row, name: str) -> list[str]:
+    return [short(row.get(f"{side}_{name}")) if f"{side}_{name}" in row else MISSING for side in NAMES]
+
+
+def _quality(rows: list[Row]) -> list[list[str]]:
+    head = ["", "seed", f"FVU {OURS}", PEER, "difference", f"L0 {OURS}", PEER, f"dead {OURS}", PEER]
+    body = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        block = [row for row in rows if row["variant"] == variant]
+        for row in block:
+            difference = row["ours_fvu"] - row["peer_fvu"] if "peer_fvu" in row else None
+            cells = [*_pair(row, "fvu"), short(difference), *_pair(row, "l0"), *_pair(row, "dead")]
+            body.append([variant, str(row["seed"]), *cells])
+        if len(block) > 1:
+            body.append([variant, "mean", *_means(block)])
+    return [head, *body]
+
+
+def _means(block: list[Row]) -> list[str]:
+    def mean(name: str) -> list[str]:
+        return [
+            short(statistics.fmean(row[f"{side}_{name}"] for row in block))
+            if f"{side}_{name}" in block[0]
+            else MISSING
+            for side in NAMES
+        ]
+
+    difference = MISSING
+    if "peer_fvu" in block[0]:
+        each = [row["ours_fvu"] - row["peer_fvu"] for row in block]
+        difference = short(statistics.fmean(each)) + _range(min(each), max(each), short)
+    return [*mean("fvu"), difference, *mean("l0"), *mean("dead")]
+
+
+TABLES = {"throughput": _throughput, "quality": _quality}
+
+
+def about(part: str, rows: list[Row]) -> list[str]:
+    """What was measured, on what, and what the numbers are; a sentence each."""
+    first, setting = rows[0], rows[0]["setting"]
+    versions = first["versions"]
+    peers = next((row["peer"] for row in rows if row["peer"]), None)
+    sizes = (
+        f"D = {first['d_model']}, M = {setting['n_latents']}, k = {setting['k']}, batches of {setting['batch_size']} "
+        f"tokens; {first['data']}."
+    )
+    machine = f"{first['device']}, {first['threads']} cores; jax {versions['jax']}"
+    if peers is not None:
+        theirs = peers["versions"]
+        machine += (
+            f"; {PEER} {theirs['dictionary-learning']} with torch {theirs['torch']} on {peers['device']}"
+        )
+    out = [sizes, machine + "."]
+    if part == "throughput":
+        out.append(
+            f"Medians of {setting['rounds']} rounds of {setting['round_steps']} steps in turn, least and most in "
+            "brackets; fetching the batches is included, compiling is not. AuxK 1/32, unit decoder rows, projected "
+            "gradients and clipping as its trainer has them, on both sides. Dead: that share of the latents counts "
+            "as dead, so that AuxK is at work."
+        )
+    else:
+        out.append(
+            f"{setting['steps']} steps, rate {short(setting['lr'])}, the same batches in the same order; inputs "
+            f"divided by sqrt(mean |x|^2) on both sides. On {grouped_digits(first['eval_tokens'])} held-out tokens "
+            f"(split {setting['held_out']}), from each side's own encode: FVU, latents per token, share of latents "
+            "that never fire there."
+        )
+    return out + ([] if peers is not None else [WITHOUT])
+
+
+def differences(rows: list[Row]) -> list[str]:
+    names = ["all", *dict.fromkeys(row["variant"] for row in rows)]
+    return [f"{name}: {DIFFERENCES[name]}." for name in names]
+
+
+def print_table(part: str, rows: list[Row]) -> str:
+    lines = TABLES[part](rows)
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    rule = "─" * max(map(len, text))
+    return "\n".join(
+        [f"{part}: {about(part, rows)[0]}", rule, text[0], rule, *text[1:], *about(part, rows)[1:]]
+    )
+
+
+def markdown(blocks: Mapping[str, list[Row]], pictures: Mapping[str, Path]) -> str:
+    """report.md: per part its table, what it holds, its picture; then where the two sides differ."""
+    parts = ["# Training, side by side"]
+    for part, rows in blocks.items():
+        lines = [f"| {' | '.join(cells)} |" for cells in TABLES[part](rows)]
+        lines.insert(1, "|---" + "|---:" * (lines[0].count("|") - 2) + "|")
+        parts += [f"## {part.capitalize()}", " ".join(about(part, rows)), "\n".join(lines)]
+        if part in pictures:
+            parts.append(f"![{part}]({pictures[part].name})")
+    everything = [row for rows in blocks.values() for row in rows]
+    parts += ["## Where the two sides differ", "\n".join(f"- {line}" for line in differences(everything))]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(part: str, rows: list[Row], folder: Path) -> Path:
+    """PART.png: bars of tokens per second with the ratio, or FVU against the step."""
+    axis = _bars(rows) if part == "throughput" else _curves(rows)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    buffer = io.BytesIO()
+    axis.figure.savefig(buffer, dpi=150, bbox_inches="tight")
+    axis.figure.clear()
+    write_atomically(folder / f"{part}.png", buffer.getvalue())
+    return folder / f"{part}.png"
+
+
+def _bars(rows: list[Row]) -> Any:
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {name: [row.get(f"{side}_tokens_per_second") for row in rows] for side, name in NAMES.items()},
+        index=[_label(row) for row in rows],
+        dtype=float,
+    ).dropna(axis=1, how="all")
+    axis: Any = frame.plot.barh(color=COLOURS, figsize=(8, 0.9 + 0.55 * len(rows)), width=0.75)
+    axis.invert_yaxis()
+    axis.set_xlabel("tokens per second")
+    ratios = [f"{row['ratio']:.2f} times" if row.get("ratio") else "" for row in rows]
+    axis.bar_label(axis.containers[0], ratios, padding=3, fontsize=8)
+    axis.margins(x=0.12)
+    return axis
+
+
+def _curves(rows: Iterable[Row]) -> Any:
+    """The mean over seeds; solid: ours, dashed: the peer."""
+    import pandas as pd
+
+    points = [
+        {"step": point["step"], "line": f"{row['variant']}, {name}", "fvu": point[f"{side}_fvu"]}
+        for row in rows
+        for point in row["curve"]
+        for side, name in NAMES.items()
+        if f"{side}_fvu" in point
+    ]
+    frame = pd.DataFrame(points).pivot_table("fvu", "step", "line", sort=False)
+    variants = list(dict.fromkeys(name.split(", ")[0] for name in frame.columns))
+    styles = ["-" if name.endswith(OURS) else "--" for name in frame.columns]
+    colours = [f"C{variants.index(name.split(', ')[0])}" for name in frame.columns]
+    axis: Any = frame.plot(style=styles, color=colours, logy=True, figsize=(8, 5), marker="o", markersize=3)
+    axis.set(xlabel="step", ylabel="FVU on held-out tokens")
+    axis.legend(fontsize=8, title=None)
+    return axis

@@ -1,0 +1,124 @@
+"""How a training went: small multiples over steps, several SAEs in one picture.
+
+    draw({"k_20": lines, "k_40": lines}, "outputs/sweep/training.png")      # and training.svg
+
+`lines` are those of metrics.jsonl: dicts with `step` and numbers, of which any may be missing or None.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from amortjax.files import write_atomically
+from amortjax.report.figures import blank, rendered
+
+Line = Mapping[str, Any]
+
+# Okabe & Ito (2008), told apart under the common colour blindnesses; then the same, dashed.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+
+
+class Panel(NamedTuple):
+    title: str
+    training: str = ""  # means over training batches, drawn thin
+    held_out: str = ""
+    zero: bool = False  # the axis starts at 0
+
+
+PANELS = (
+    Panel("FVU ↓", "fvu", "val_fvu"),
+    Panel("L0", "l0", "val_l0"),
+    Panel("dead latents ↓", "dead", zero=True),
+    Panel("(P-P*) / P* ↓", held_out="val_gap"),
+    Panel("silent on held-out rows ↓  (share)", held_out="val_dead", zero=True),
+    Panel("tokens / s ↑", "tokens_per_second", zero=True),
+)
+# Values that differ by more than this factor are drawn on a logarithmic axis, unless it starts at 0.
+LOG_FROM = 4
+
+
+def draw(runs: Mapping[str, Sequence[Line]], path: str | Path) -> list[Path]:
+    """Draws {name: its lines}, in this order, to `path` with ending png (150 dpi) and with ending svg; returns both
+    paths. Panels in which nothing is known are left out; [] and no file if that is all of them."""
+    named = list(runs.items())
+    panels = [panel for panel in PANELS if any(_values(lines, panel) for _, lines in named)]
+    if not panels:
+        return []
+    wide = min(len(panels), 3)
+    high = -(-len(panels) // wide)
+    # About 0.075 inches a letter.
+    columns = min(len(named), max(1, int(3.1 * wide / (0.6 + 0.075 * max(len(name) for name, _ in named)))))
+    figure = blank(3.1 * wide, 2.0 * high + 0.3 + 0.18 * -(-len(named) // columns))
+    axes = figure.subplots(high, wide, squeeze=False).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel, named)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles = [axes[0].plot([], [], label=name, **_style(i))[0] for i, (name, _) in enumerate(named)]
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside upper left", ncols=columns)
+    note = "Thin: training batches. " if any(panel.training for panel in panels) else ""
+    note += (
+        "Thick: held-out rows."
+        if any(_known(lines, p.held_out) for p in panels for _, lines in named)
+        else ""
+    )
+    figure.supxlabel(note, fontsize=8, x=0.01, ha="left")
+    paths = [Path(path).with_suffix(ending) for ending in (".png", ".svg")]
+    for target in paths:
+        write_atomically(target, rendered(figure, target.suffix[1:]))
+    return paths
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour and dashes of the i-th SAE."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+
+
+def _known(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
+    """(step, value) where the value is there and finite."""
+    pairs = [(line["step"], line.get(key)) for line in lines] if key else []
+    return [(step, value) for step, value in pairs if value is not None and math.isfinite(value)]
+
+
+def _values(lines: Sequence[Line], panel: Panel) -> list[float]:
+    return [value for key in (panel.training, panel.held_out) for _, value in _known(lines, key)]
+
+
+def _draw_panel(axis: Any, panel: Panel, named: Sequence[tuple[str, Sequence[Line]]]) -> None:
+    for i, (_, lines) in enumerate(named):
+        _draw_line(axis, _known(lines, panel.training), {"linewidth": 0.8, "alpha": 0.6}, i)
+        _draw_line(axis, _known(lines, panel.held_out), {"linewidth": 1.5, "marker": ".", "markersize": 3}, i)
+    values = [value for _, lines in named for value in _values(lines, panel)]
+    low, high = min(values), max(values)
+    if panel.zero:
+        axis.set_ylim(0, 1.06 * high or 1)
+    elif low > 0 and high > LOG_FROM * low:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.15, high * 1.15)
+        ticks = _ticks(low / 1.15, high * 1.15)
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+    axis.set_title(panel.title, fontsize=8.5, loc="left")
+    axis.set_xlabel("step", fontsize=7)
+    axis.set_xlim(left=0)
+    axis.tick_params(labelsize=7, length=2)
+    axis.grid(color="#EEEEEE", linewidth=0.7)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _draw_line(axis: Any, points: Sequence[tuple[int, float]], style: dict[str, Any], i: int) -> None:
+    if len(points) == 1:  # a line needs two
+        style = style | {"marker": "."}
+    axis.plot([step for step, _ in points], [value for _, value in points], **_style(i), **style)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten in between; powers alone if there are enough of them."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    coarse = [10.0**e for e in decades if low <= 10.0**e <= high]
+    return coarse if len(coarse) > 3 else fine

@@ -1,0 +1,58 @@
+"""Dead latents made anew from badly reconstructed tokens (Bricken et al. 2023, "Towards Monosemanticity",
+appendix on neuron resampling)."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from amortjax.saes.encoders import encode_normalised
+from amortjax.saes.sae import decode
+from amortjax.training import modules, step
+from amortjax.training.recipe import Recipe
+
+# A new latent's encoder row, in mean norms of the living ones'.
+ENCODER_NORM = 0.2
+# Arrays without a row per latent; and thresholds, which are a scale, not a bias.
+KEPT = ("b_dec", "threshold", "W_hidden", "b_hidden")
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "recipe"), donate_argnums=0)
+def resample(state: step.State, x: jax.Array, *, graph: Any, recipe: Recipe) -> step.State:
+    """Latents that were silent since the last resampling get the direction of a token of x (N, D), drawn with
+    probability as its squared error's square; no bias, and Adam's moments start again."""
+    dead = state.silent >= recipe.resample_every * recipe.batch_size
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    sae = modules.as_sae(graph, state.weights)
+    error = jnp.sum(jnp.square(x - decode(sae, encode_normalised(sae, x))), axis=1)
+    chosen = jax.random.categorical(key, 2 * jnp.log(jnp.maximum(error, 1e-30)), shape=(recipe.n_latents,))
+    centred = x[chosen] - sae.b_dec
+    direction = centred / jnp.maximum(jnp.linalg.norm(centred, axis=1, keepdims=True), 1e-8)
+    alive = ~dead
+    enc = ENCODER_NORM * _mean_norm(state.weights["w_enc"], alive)
+    dec = 1.0 if recipe.unit_decoder else _mean_norm(state.weights["w_dec"], alive)
+    fresh = {"w_enc": enc * direction, "w_dec": dec * direction}
+
+    def replaced(path: tuple, value: jax.Array) -> jax.Array:
+        """Which entries of an array are made anew."""
+        name = path[-1].key
+        return jnp.broadcast_to(
+            False if name in KEPT else dead.reshape(-1, *[1] * (value.ndim - 1)), value.shape
+        )
+
+    def renewed(path: tuple, value: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(new, fresh.get(path[-1].key, 0), value)
+
+    anew = jax.tree_util.tree_map_with_path(replaced, state.weights)
+    weights = jax.tree_util.tree_map_with_path(renewed, state.weights, anew)
+    moments = optax.tree.map_params(
+        step.optimizer(recipe), lambda moment, new: jnp.where(new, 0, moment), state.optimizer, anew
+    )
+    return state._replace(weights=weights, optimizer=moments, silent=jnp.where(dead, 0, state.silent))
+
+
+def _mean_norm(rows: jax.Array, alive: jax.Array) -> jax.Array:
+    norms = jnp.linalg.norm(rows, axis=1)
+    return jnp.sum(jnp.where(alive, norms, 0)) / jnp.maximum(jnp.sum(alive), 1)
