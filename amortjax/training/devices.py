@@ -5,14 +5,15 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
 
 @functools.cache
 def _mesh() -> Mesh:
-    return jax.make_mesh((jax.device_count(),), ("data",))
+    # Auto: XLA finds the communication, the step is the one of a single device.
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def spread(x: np.ndarray) -> jax.Array:

@@ -30,6 +30,8 @@ from amortjax.training.resample import resample
 SAMPLE = 32_768
 HELD_OUT = 8_192
 GAP_ROWS = 512
+# Arrays of an SAE to go on from that nothing computes with: see `training.loca.regroup`.
+ORIGINS = ("origin", "avar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +208,11 @@ class _Run:
             lam_train=recipe.lam * scale if lasso and recipe.lam is not None else None,
             notes=(f"trained on inputs divided by {scale:.7g}",),
         )
-        factor = {"norm_factor": jnp.asarray(scale, jnp.float32)}
-        return dataclasses.replace(sae, extra=sae.extra | factor, info=info)
+        records = {"norm_factor": jnp.asarray(scale, jnp.float32)}
+        if self.job.init is not None and sae.groups == self.job.init.groups:
+            # Latents keep their places, so what is known of them from before stays true.
+            records |= {name: self.job.init.extra[name] for name in ORIGINS if name in self.job.init.extra}
+        return dataclasses.replace(sae, extra=sae.extra | records, info=info)
 
     def _snapshot(self, done: int) -> None:
         saved.snapshot(self.finished(), self.job.folder, done)

@@ -19,10 +19,8 @@ from amortjax.errors import AmortjaxError
 from amortjax.training.batches import MEMORY
 from amortjax.training.feed import AHEAD
 from amortjax.training.recipe import Recipe
-from amortjax.training.room import device_free, disk_free, host_free, nbytes, room_for_checkpoint, size
+from amortjax.training.room import device_free, disk_free, host_free, size
 from amortjax.training.scratch import F, Term, Where, device_terms, state, weights
-
-__all__ = ["Held", "Plan", "Term", "announce", "nbytes", "plan", "room_for_checkpoint"]
 
 
 class Held(NamedTuple):

@@ -20,12 +20,10 @@ def _dtype(leaf: object) -> np.dtype:
 
 
 def size(n: int) -> str:
-    """12.3 GiB, 512 MiB, .25 MiB."""
-    for unit, one in (("GiB", 2**30), ("MiB", 2**20)):
-        if n >= one or unit == "MiB":
-            digits = max(0, 2 - len(str(int(n / one))) + 1) if n >= one else 2
-            return f"{n / one:.{digits}f} {unit}"
-    raise AssertionError
+    """Three digits: 12.3 GiB, 512 MiB, 0.25 MiB."""
+    value, unit = (n / 2**30, "GiB") if n >= 2**30 else (n / 2**20, "MiB")
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f} {unit}"
 
 
 def device_free() -> int | None:

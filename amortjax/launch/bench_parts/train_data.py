@@ -26,17 +26,17 @@ class Data(NamedTuple):
 
 def synthetic(folder: Path, d_model: int, n_latents: int, batch_size: int, steps: int, seed: int) -> Data:
     """Sums of 30 random atoms with exponential amplitudes, and noise: what a step costs does not depend on it."""
+    from scipy.sparse import csr_array
+
     rng = np.random.default_rng([seed, 0])
     atoms = rng.standard_normal((n_latents, d_model), dtype=np.float32)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     count, active = max(min(SYNTHETIC_ROWS, steps * batch_size), batch_size), min(SYNTHETIC_L0, n_latents)
     rows = _new(folder, "rows.npy", (count, d_model))
-    for start in range(0, count, 2048):
-        part = rows[start : start + 2048]
-        z = np.zeros((len(part), n_latents), np.float32)
-        at = rng.integers(0, n_latents, (len(part), active))
-        np.put_along_axis(z, at, rng.standard_exponential((len(part), active), dtype=np.float32), axis=1)
-        part[:] = z @ atoms + 0.05 * rng.standard_normal(part.shape, dtype=np.float32)
+    at = rng.integers(0, n_latents, (count, active), dtype=np.int32)
+    z = rng.standard_exponential((count, active), dtype=np.float32)
+    codes = csr_array((z.ravel(), at.ravel(), np.arange(0, z.size + 1, active)), shape=(count, n_latents))
+    rows[:] = codes @ atoms + 0.05 * rng.standard_normal(rows.shape, dtype=np.float32)
     text = f"synthetic: {count} sums of {active} of {n_latents} random atoms"
     return _finish(folder, rows, None, batch_size, steps, seed, text)
 

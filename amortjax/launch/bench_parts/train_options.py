@@ -36,7 +36,8 @@ THEIRS: dict[str, Theirs] = {
     "jumprelu": Theirs("jumprelu", "JumpReluTrainer", ("target_l0", "sparsity_warmup_steps"), beta1=0.0),
 }
 RANKED = tuple(name for name, theirs in THEIRS.items() if "k" in theirs.takes)
-# Options that differ on purpose or by construction; everything else is the same number on both sides.
+# Options that differ on purpose or by construction; everything else is the same number on both sides. {} is filled
+# in from our recipe.
 DIFFERENCES = {
     "all": (
         "first weights are random directions of each side's own seed; the first warm-up step has a rate of "
@@ -49,9 +50,9 @@ DIFFERENCES = {
     "april": "b_dec starts at the mean of the data in amortjax, at 0 in dictionary_learning",
     "gated": "as april",
     "jumprelu": (
-        "amortjax: kernel width .03, thresholds from .1 / sqrt(D) at 3 times the rate, b_dec subtracted from the "
-        "input, L0 counted before the jump. dictionary_learning: .001, from .001 at the same rate, not subtracted, "
-        "after the jump"
+        "amortjax: kernel width {bandwidth}, thresholds from .1 / sqrt(D) at {threshold_lr} times the rate, b_dec "
+        "subtracted from the input, L0 counted before the jump; dictionary_learning: .001, from .001 at the rate, not "
+        "subtracted, after the jump"
     ),
 }
 

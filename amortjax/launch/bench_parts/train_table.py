@@ -1,19 +1,19 @@
 """bench_training's rows as tables, for a terminal and as markdown, and as pictures."""
 
-import io
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from amortjax.files import write_atomically
 from amortjax.launch.bench_parts.train_options import DIFFERENCES
+from amortjax.report.figures import blank, rendered
 from amortjax.report.numbers import MISSING, grouped_digits, percent, short
 from amortjax.report.schema import Row
 
 OURS, PEER = "amortjax", "dictionary_learning"
 NAMES = {"ours": OURS, "peer": PEER}
-COLOURS = {OURS: "#0072B2", PEER: "#D55E00"}  # Okabe & Ito (2008)
+COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}  # Okabe & Ito (2008)
 WITHOUT = f"{PEER} was not measured: no --peer_python was given."
 
 
@@ -114,8 +114,8 @@ def about(part: str, rows: list[Row]) -> list[str]:
 
 
 def differences(rows: list[Row]) -> list[str]:
-    names = ["all", *dict.fromkeys(row["variant"] for row in rows)]
-    return [f"{name}: {DIFFERENCES[name]}." for name in names]
+    recipes = {"all": rows[0]["options"]["ours"]} | {row["variant"]: row["options"]["ours"] for row in rows}
+    return [f"{name}: {DIFFERENCES[name].format(**recipe)}." for name, recipe in recipes.items()]
 
 
 def print_table(part: str, rows: list[Row]) -> str:
@@ -143,50 +143,52 @@ def markdown(blocks: Mapping[str, list[Row]], pictures: Mapping[str, Path]) -> s
 
 
 def draw(part: str, rows: list[Row], folder: Path) -> Path:
-    """PART.png: bars of tokens per second with the ratio, or FVU against the step."""
-    axis = _bars(rows) if part == "throughput" else _curves(rows)
+    """PART.png and .svg: bars of tokens per second with the ratio, or FVU against the step; the path of the png."""
+    figure = blank(8, 0.9 + 0.5 * len(rows)) if part == "throughput" else blank(8, 5)
+    axis = figure.subplots()
+    (_bars if part == "throughput" else _curves)(axis, rows)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    buffer = io.BytesIO()
-    axis.figure.savefig(buffer, dpi=150, bbox_inches="tight")
-    axis.figure.clear()
-    write_atomically(folder / f"{part}.png", buffer.getvalue())
+    for ending in ("svg", "png"):
+        write_atomically(folder / f"{part}.{ending}", rendered(figure, ending))
     return folder / f"{part}.png"
 
 
-def _bars(rows: list[Row]) -> Any:
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        {name: [row.get(f"{side}_tokens_per_second") for row in rows] for side, name in NAMES.items()},
-        index=[_label(row) for row in rows],
-        dtype=float,
-    ).dropna(axis=1, how="all")
-    axis: Any = frame.plot.barh(color=COLOURS, figsize=(8, 0.9 + 0.55 * len(rows)), width=0.75)
+def _bars(axis: Any, rows: list[Row]) -> None:
+    for i, row in enumerate(rows):
+        for side, shift in (("ours", -0.19), ("peer", 0.19)):
+            speed = row.get(f"{side}_tokens_per_second")
+            if speed is None:
+                continue
+            axis.barh(i + shift, speed, 0.36, color=COLOURS[side], label=NAMES[side])
+            axis.plot([row[f"{side}_lo"], row[f"{side}_hi"]], [i + shift] * 2, color="black", linewidth=1)
+        if row.get("ratio") is not None:
+            text = f"{short(row['ratio'])} times"
+            at = (max(row["ours_hi"], row["ours_tokens_per_second"]), i - 0.19)
+            axis.annotate(text, at, (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axis.invert_yaxis()
-    axis.set_xlabel("tokens per second")
-    ratios = [f"{row['ratio']:.2f} times" if row.get("ratio") else "" for row in rows]
-    axis.bar_label(axis.containers[0], ratios, padding=3, fontsize=8)
     axis.margins(x=0.12)
-    return axis
+    axis.set_xlabel("tokens per second; lines: least and most of the rounds")
+    handles, labels = axis.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    axis.legend(named.values(), named.keys(), fontsize=8, frameon=False)
 
 
-def _curves(rows: Iterable[Row]) -> Any:
-    """The mean over seeds; solid: ours, dashed: the peer."""
-    import pandas as pd
-
-    points = [
-        {"step": point["step"], "line": f"{row['variant']}, {name}", "fvu": point[f"{side}_fvu"]}
-        for row in rows
-        for point in row["curve"]
-        for side, name in NAMES.items()
-        if f"{side}_fvu" in point
-    ]
-    frame = pd.DataFrame(points).pivot_table("fvu", "step", "line", sort=False)
-    variants = list(dict.fromkeys(name.split(", ")[0] for name in frame.columns))
-    styles = ["-" if name.endswith(OURS) else "--" for name in frame.columns]
-    colours = [f"C{variants.index(name.split(', ')[0])}" for name in frame.columns]
-    axis: Any = frame.plot(style=styles, color=colours, logy=True, figsize=(8, 5), marker="o", markersize=3)
+def _curves(axis: Any, rows: list[Row]) -> None:
+    """A line per seed; solid: ours, dashed: the peer."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    for row in rows:
+        for side, style in (("ours", "-"), ("peer", "--")):
+            points = [
+                (point["step"], point[f"{side}_fvu"]) for point in row["curve"] if f"{side}_fvu" in point
+            ]
+            label = f"{row['variant']}, {NAMES[side]}" if row["seed"] == rows[0]["seed"] else None
+            if points:
+                steps, fvu = zip(*points, strict=True)
+                axis.plot(
+                    steps, fvu, style, color=f"C{variants.index(row['variant'])}", label=label, marker="."
+                )
+    axis.set_yscale("log")
     axis.set(xlabel="step", ylabel="FVU on held-out tokens")
-    axis.legend(fontsize=8, title=None)
-    return axis
+    axis.legend(fontsize=8, frameon=False)
