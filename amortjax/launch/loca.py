@@ -72,7 +72,8 @@ class Config:
                 raise AmortjaxError(f"--{name}={getattr(self, name)}: must be above 0")
         if "loca" not in self.controls:
             raise AmortjaxError("--controls: loca itself is what the others are compared with; add it")
-        _ = [self.recipe(name) for name in self.controls]
+        for recipe in (self.first(), *map(self.recipe, self.controls)):
+            recipe.check()
         return self
 
     @property

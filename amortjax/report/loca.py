@@ -106,9 +106,9 @@ def headlines(rows: Sequence[Row]) -> list[str]:
             continue
         value, lo, hi = row["nmse_minus_loca"], row.get("nmse_minus_loca_lo"), row.get("nmse_minus_loca_hi")
         clear = lo is not None and hi is not None and (lo > 0 or hi < 0)
-        how = ("worse" if value > 0 else "better") if clear else "not told apart"
+        how = ("worse than" if value > 0 else "better than") if clear else "not told apart from"
         out.append(
-            f"{NAMES[name]} (L0 {short(row['l0'])}) is {how} than LocA (L0 {short(own['l0'])}) in NMSE: difference "
+            f"{NAMES[name]} (L0 {short(row['l0'])}) is {how} LocA (L0 {short(own['l0'])}) in NMSE: difference "
             f"{_interval(row, 'nmse_minus_loca')}."
         )
     return out

@@ -6,6 +6,7 @@ rows in a random order, a window of many blocks at a time, shuffled within. An i
 the same batch.
 """
 
+import functools
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,8 +48,8 @@ class Batches:
                 f"or lower --batch_size={batch_size}"
             )
         fit = max(memory // (4 * store.d_model), batch_size)
-        self.all = self._read(self.rows, "reading activations") if len(self.rows) <= fit else None
-        self.window_rows = len(self.rows) if self.all is not None else max(fit // BLOCK, 1) * BLOCK
+        self.whole = len(self.rows) <= fit
+        self.window_rows = len(self.rows) if self.whole else max(fit // BLOCK, 1) * BLOCK
         self._epoch: tuple[int, np.ndarray] = (-1, self.rows)
         # Epoch, number, rows as read, and their order.
         self._window: tuple[int, int, np.ndarray, np.ndarray] | None = None
@@ -59,6 +60,11 @@ class Batches:
         )
         self.per_epoch = sum(self.per_window)
 
+    @functools.cached_property
+    def all(self) -> np.ndarray:
+        """All rows (n, D), if they fit; read when first asked for, after the memory plan."""
+        return self._read(self.rows, "reading activations")
+
     def __getitem__(self, i: int) -> np.ndarray:
         epoch, place = divmod(i, self.per_epoch)
         window = 0
@@ -66,7 +72,7 @@ class Batches:
             place -= self.per_window[window]
             window += 1
         chosen = slice(place * self.batch_size, (place + 1) * self.batch_size)
-        if self.all is not None:
+        if self.whole:
             return self.all[self._order(epoch)[chosen]]
         x, order = self._load(epoch, window)
         return x[order[chosen]]
@@ -91,7 +97,7 @@ class Batches:
         chosen.sort()
         return (
             self.all[chosen]
-            if self.all is not None
+            if self.whole
             else self._read(self.rows[chosen], "sampling activations")
         )
 
@@ -111,7 +117,7 @@ class Batches:
         """Positions in `self.rows`, in the order of an epoch."""
         if self._epoch[0] != epoch:
             rng = np.random.default_rng([self.seed, 2, epoch])
-            if self.all is not None:
+            if self.whole:
                 order = rng.permutation(len(self.rows))
             else:
                 blocks = rng.permutation(-(-len(self.rows) // BLOCK))

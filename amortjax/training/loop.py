@@ -148,7 +148,7 @@ class _Run:
         self.mean = jnp.asarray(units.mean / scale, jnp.float32)
         held = source.held_out(HELD_OUT)
         self.held_out = None if held is None else jnp.asarray(held[0] / np.float32(scale))
-        self.meter, self.line = Meter(), {}
+        self.meter, self.line, self.lam = Meter(), {}, None
         self.snapshots = {round(share * recipe.steps) for share in pace.save_at}
 
     def begin(self, first: int) -> Log:
@@ -185,8 +185,10 @@ class _Run:
             if self.pace.eval_every and self._due(done, self.pace.eval_every):
                 line |= watch.held_out(sae, self.held_out, self.mean)
             if self.pace.gap_every and self._due(done, self.pace.gap_every):
-                line |= watch.gap(sae, self.held_out[:GAP_ROWS])
+                line |= watch.gap(sae, self.held_out[:GAP_ROWS], start=self.lam)
+                self.lam = line["val_lam"]
         self.line = self.log.write(done, line)
+        self.meter.start()  # what measuring took is not training's
 
     def _scaled(self) -> SAE:
         """The SAE as it is, of scaled inputs."""

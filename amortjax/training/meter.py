@@ -16,6 +16,10 @@ class Meter:
     reports: list[Report] = dataclasses.field(default_factory=list)
     since: float = dataclasses.field(default_factory=time.perf_counter)
 
+    def start(self) -> None:
+        """Time counts from now."""
+        self.since = time.perf_counter()
+
     def add(self, report: Report) -> None:
         self.reports.append(report)
 
@@ -31,7 +35,8 @@ class Meter:
                 "checkpoint before it is kept. Lower --lr or --clip, with another --out (a run goes on only with "
                 "the same flags)"
             )
-        self.reports, self.since = [], time.perf_counter()
+        self.reports = []
+        self.start()
         return {
             "loss": float(loss.mean()), "fvu": float(error.sum() / spread.sum()),
             "l0": float(l0.sum() / (n * batch_size)), "dead": float(dead[-1]),

@@ -179,7 +179,7 @@ def rows_of(source: Any) -> Held:
     if hasattr(source, "window_rows"):
         held = F * source.d_model * source.window_rows
         told = f"up to {size(MEMORY)} of activations are held; use a machine with more memory"
-        return Held(held, told, held if source.all is not None else 0)
+        return Held(held, told, held if "all" in vars(source) else 0)
     return Held()
 
 

@@ -1,8 +1,8 @@
 """Device memory of a training, counted from the arrays that are alive together in `step.train_step`.
 
 States and batches are exact. Scratch is an upper estimate, fitted to what XLA sets aside on a CPU: the total is 1 to
-1.5 times that of the compiled step (1.6 for the widest batch rules; 195 steps, every variant, N 128 to 8 192, D 64 to
-1 024, M 1 024 to 16 384), and the tests hold a step of each variant against it.
+1.5 times that of the compiled step (1.6 for some batch rules; 249 steps, every variant, N 128 to 8 192, D 64 to
+1 024, M 1 024 to 32 768), and the tests hold a step of each variant against it.
 """
 
 from collections.abc import Sequence
@@ -123,7 +123,7 @@ def _auxk(recipe: Recipe, d: int, n: int) -> int:
 
 def _products(t: int, d: int) -> int:
     """Rows of D that are in flight for t active latents (`training.sparse`)."""
-    return 3 * F * d * min(t, sparse._chunk() or t)
+    return 3 * F * d * min(t, sparse.chunk(d))
 
 
 def _kind(recipe: Recipe) -> str:

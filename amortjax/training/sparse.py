@@ -11,17 +11,20 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-
-def _chunk() -> int | None:
-    """Entries per chunk; None: all at once, as an accelerator prefers. 256 was the fastest of 32 to 2048 on
-    a CPU."""
-    return 256 if jax.default_backend() == "cpu" else None
+# Numbers in flight at a time on an accelerator: 256 MiB in float32.
+ACCELERATOR = 2**26
 
 
-def _over_chunks(body, init, *entries: jax.Array):
+def chunk(width: int) -> int:
+    """Entries per chunk of rows of `width`. 256 was the fastest of 32 to 2048 on a CPU; an accelerator prefers all at
+    once, as long as that stays small beside its memory."""
+    return 256 if jax.default_backend() == "cpu" else max(ACCELERATOR // width, 256)
+
+
+def _over_chunks(body, init, width: int, *entries: jax.Array):
     """Folds body(carry, chunk start, *chunks of the entries) over entries (T,), T padded with zeros."""
     total = entries[0].shape[0]
-    size = min(_chunk() or total, total)
+    size = min(chunk(width), total)
     pad = -total % size
     padded = [jnp.pad(entry, (0, pad)) for entry in entries]
 
@@ -38,13 +41,14 @@ def _outer_sum(to: jax.Array, of: jax.Array, weights: jax.Array, table: jax.Arra
     def body(out, _, to, of, weights):
         return out.at[to].add(weights[:, None] * table[of])
 
-    return _over_chunks(body, jnp.zeros((n, table.shape[1]), table.dtype), to, of, weights)[0]
+    width = table.shape[1]
+    return _over_chunks(body, jnp.zeros((n, width), table.dtype), width, to, of, weights)[0]
 
 
 def _inner(left: jax.Array, i: jax.Array, right: jax.Array, j: jax.Array) -> jax.Array:
     """(T,): left[i_t] . right[j_t]."""
-    ones = jnp.ones((left.shape[1],), left.dtype)
-    total = i.shape[0]
+    total, width = i.shape[0], left.shape[1]
+    ones = jnp.ones((width,), left.dtype)
 
     def body(out, start, i, j):
         # A product with ones, because XLA's CPU backend is four times slower at the plain sum over the last
@@ -52,8 +56,8 @@ def _inner(left: jax.Array, i: jax.Array, right: jax.Array, j: jax.Array) -> jax
         dots = jnp.matmul(left[i] * right[j], ones, precision=jax.lax.Precision.HIGHEST)
         return jax.lax.dynamic_update_slice(out, dots, (start,))
 
-    room = jnp.zeros((total + (-total % min(_chunk() or total, total)),), left.dtype)
-    return _over_chunks(body, room, i, j)[0][:total]
+    room = jnp.zeros((total + (-total % min(chunk(width), total)),), left.dtype)
+    return _over_chunks(body, room, width, i, j)[0][:total]
 
 
 def decode(values: jax.Array, w_dec: jax.Array, rows: jax.Array, latents: jax.Array, n: int) -> jax.Array:

@@ -59,7 +59,7 @@ def test_an_accelerator_takes_all_active_latents_at_once(monkeypatch):
     # Another shape than above, which is compiled with chunks.
     recipe = _recipe("topk", batch_size=N // 2)
     chunked = plan.plan([recipe], D).total("device")
-    monkeypatch.setattr(sparse, "_chunk", lambda: None)
+    monkeypatch.setattr(sparse, "chunk", lambda width: 10**9)
     planned = plan.plan([recipe], D).total("device") - 4 * N // 2 * D
     assert planned > 1.5 * chunked
     assert 1 <= planned / _compiled(recipe) <= 1.5
@@ -173,7 +173,9 @@ def test_a_training_is_announced_before_it_starts(store, tmp_path, capsys, monke
     made = plan.announce([recipe], batches, tmp_path, loop.Pace())
     assert made.text() in capsys.readouterr().err
     rows = next(term for term in made.terms if term.name == "rows of activations")
-    assert rows.nbytes == rows.held == 500 * 8 * 4
+    assert (rows.nbytes, rows.held) == (500 * 8 * 4, 0)  # announced before they are read
+    _ = batches[0]
+    assert plan.rows_of(batches).held == rows.nbytes
     monkeypatch.setattr(plan, "host_free", lambda: 100)
     with pytest.raises(AmortjaxError, match="not enough memory"):
         plan.announce([recipe], batches, tmp_path, loop.Pace())
