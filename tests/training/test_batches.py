@@ -137,7 +137,7 @@ def test_activations_that_are_not_finite_are_counted_and_located(value):
     x[[41, 44, 50], 2] = value
     store = MemoryStore.build(x, np.repeat(np.arange(2), 30), ["test", "sae_train"], norm={})
     with pytest.raises(AmortjaxError, match=r"\b3\b.*\brow 41\b"):
-        Batches(store, 10, seed=0)
+        _ = Batches(store, 10, seed=0)[0]
 
 
 def test_scale_is_the_root_mean_square_distance_from_the_mean():
