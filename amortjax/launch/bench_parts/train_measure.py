@@ -39,7 +39,10 @@ def begin(plan: Plan, data: Data, peer: Peer | None) -> tuple[Ours, dict[str, An
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     told = plan.for_peer(device)
     versions = peer.ask("hello")["versions"]
-    said = peer.ask("setup", **told, rows=str(data.rows), order=str(data.order), threads=threads())
+    weights = data.rows.with_name("weights.npz")
+    ours.write_weights(weights)
+    files = {"rows": str(data.rows), "order": str(data.order), "weights": str(weights)}
+    said = peer.ask("setup", **told, **files, threads=threads())
     return ours, {"peer": told | {"versions": versions, "device": said["device"]}}
 
 

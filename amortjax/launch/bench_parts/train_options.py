@@ -40,12 +40,9 @@ RANKED = tuple(name for name, theirs in THEIRS.items() if "k" in theirs.takes)
 # in from our recipe.
 DIFFERENCES = {
     "all": (
-        "first weights are random directions of each side's own seed; the first warm-up step has a rate of "
-        "lr / (warm-up + 1) in amortjax, of 0 in dictionary_learning"
+        "the first weights are the same directions; the first warm-up step has a rate of lr / (warm-up + 1) in "
+        "amortjax, of 0 in dictionary_learning"
     ),
-    "topk": "b_dec starts at the mean of the data in amortjax, at the first batch's geometric median in the other",
-    "batch_topk": "as topk",
-    "matryoshka": "as topk",
     "standard": "decoder rows start at norm 1 in amortjax; at .1, and 1 after a step, in the other; b_dec as april",
     "april": "b_dec starts at the mean of the data in amortjax, at 0 in dictionary_learning",
     "gated": "as april",

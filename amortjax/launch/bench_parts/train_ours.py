@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +11,12 @@ import numpy as np
 
 from amortjax.errors import AmortjaxError
 from amortjax.launch.bench_parts.train_data import Data
-from amortjax.launch.bench_parts.train_options import Plan
+from amortjax.launch.bench_parts.train_options import RANKED, Plan
 from amortjax.launch.bench_parts.train_score import Codes
 from amortjax.saes.encoders import encode
 from amortjax.saes.sae import SAE
 from amortjax.training import modules, step
+from amortjax.training.batches import scale_and_centre
 
 CHUNK = 1024  # rows encoded at once
 
@@ -24,12 +26,17 @@ class Ours:
 
     def __init__(self, plan: Plan, data: Data) -> None:
         recipe = plan.recipe()
-        self.graph, weights = modules.split(modules.start(recipe, data.mean))
+        self.graph, weights = modules.split(modules.start(recipe, _centre(plan, data)))
         self.state = step.init(weights, recipe)
         self.recipe, self.mean = recipe, jnp.asarray(data.mean)
         self.rows, self.order = np.load(data.rows, mmap_mode="r"), np.load(data.order, mmap_mode="r")
         # As the loop does: steps do not depend on the seed, and all seeds share one compilation.
         self._compiled = dataclasses.replace(recipe, seed=0)
+
+    def write_weights(self, path: Path) -> None:
+        """The first w_enc and w_dec, (M, D) each, for the other side to start from."""
+        weights = self.state.weights
+        np.savez(path, w_enc=np.asarray(weights["w_enc"]), w_dec=np.asarray(weights["w_dec"]))
 
     @property
     def done(self) -> int:
@@ -76,6 +83,14 @@ class Ours:
         if not sae.batch_rule or float(self.state.threshold) < 0:
             return sae
         return dataclasses.replace(sae, extra={"threshold": self.state.threshold}, batch_rule=False)
+
+
+def _centre(plan: Plan, data: Data) -> np.ndarray:
+    """Where b_dec starts (D,): for the ranked variants, as there, the geometric median of the first batch."""
+    if plan.variant not in RANKED:
+        return data.mean
+    first = np.load(data.rows, mmap_mode="r")[np.load(data.order, mmap_mode="r")[0]]
+    return scale_and_centre(first, "geometric_median")[1]
 
 
 _encode = jax.jit(encode)

@@ -5,7 +5,7 @@ comes in on stdin, a line of JSON goes out on stdout, until stdin ends:
 
     {"do": "hello"}                                        -> {"versions": {..}}
     {"do": "setup", "module": .., "trainer": .., "options": {..}, "attributes": {..}, "rows": .., "order": ..,
-     "threads": ..}                                    -> {"device": ..}
+     "weights": FILE, "threads": ..}                   -> {"device": ..}
     {"do": "train", "steps": n}                            -> {"seconds": .., "dead": ..}
     {"do": "quieten", "latents": FILE, "factor": f}        -> {"dead": ..}
     {"do": "encode", "x": FILE, "out": FILE}               -> {"seconds": ..}
@@ -40,7 +40,7 @@ class Peer:
 
     def setup(self, told: dict[str, Any]) -> dict[str, Any]:
         """`options` are the trainer's arguments; `attributes` are set on it afterwards, for what its arguments
-        leave out. Batch i is rows[order[i]]."""
+        leave out. Batch i is rows[order[i]]. `weights` has the first w_enc (M, D) and w_dec (M, D)."""
         import torch
 
         torch.set_num_threads(told["threads"])
@@ -53,10 +53,26 @@ class Peer:
             if not hasattr(self.trainer, name):
                 raise AttributeError(f"{told['trainer']} has no {name}")
             setattr(self.trainer, name, value)
+        if "weights" in told:
+            self._start(np.load(told["weights"]))
         self.rows = np.load(told["rows"], mmap_mode="r")
         self.order = np.load(told["order"], mmap_mode="r")
         self.step, self.device = 0, options["device"]
         return {"device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu"}
+
+    def _start(self, first: Any) -> None:
+        """Directions of the given weights at the norms that the trainer starts with; biases are the trainer's."""
+        import torch
+
+        ae = self.trainer.ae
+        turned = hasattr(
+            ae, "W_enc"
+        )  # (D, M), and the decoder (M, D); Linear layers keep them the other way round
+        enc, dec = (ae.W_enc, ae.W_dec) if turned else (ae.encoder.weight, ae.decoder.weight)
+        with torch.no_grad():
+            for own, given, flip in ((enc, first["w_enc"], turned), (dec, first["w_dec"], not turned)):
+                new = torch.from_numpy(np.array(given.T if flip else given)).to(own)
+                own.copy_(new * (own.norm() / new.norm()))
 
     def train(self, told: dict[str, Any]) -> dict[str, Any]:
         """Further steps; the time includes fetching the batches."""

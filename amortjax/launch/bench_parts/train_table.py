@@ -14,6 +14,7 @@ from amortjax.report.schema import Row
 OURS, PEER = "amortjax", "dictionary_learning"
 NAMES = {"ours": OURS, "peer": PEER}
 COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}  # Okabe & Ito (2008)
+DIGITS = {"fvu": 4}  # the two differ in the third
 WITHOUT = f"{PEER} was not measured: no --peer_python was given."
 
 
@@ -44,7 +45,7 @@ def _throughput(rows: list[Row]) -> list[list[str]]:
 
 
 def _pair(row: Row, name: str) -> list[str]:
-    return [short(row.get(f"{side}_{name}")) if f"{side}_{name}" in row else MISSING for side in NAMES]
+    return [short(row.get(f"{side}_{name}"), DIGITS.get(name, 3)) for side in NAMES]
 
 
 def _quality(rows: list[Row]) -> list[list[str]]:
@@ -62,19 +63,15 @@ def _quality(rows: list[Row]) -> list[list[str]]:
 
 
 def _means(block: list[Row]) -> list[str]:
-    def mean(name: str) -> list[str]:
-        return [
-            short(statistics.fmean(row[f"{side}_{name}"] for row in block))
-            if f"{side}_{name}" in block[0]
-            else MISSING
-            for side in NAMES
-        ]
-
+    names = [
+        f"{side}_{name}" for name in ("fvu", "l0", "dead") for side in NAMES if f"{side}_{name}" in block[0]
+    ]
+    mean = {name: statistics.fmean(row[name] for row in block) for name in names}
     difference = MISSING
-    if "peer_fvu" in block[0]:
+    if "peer_fvu" in mean:
         each = [row["ours_fvu"] - row["peer_fvu"] for row in block]
         difference = short(statistics.fmean(each)) + _range(min(each), max(each), short)
-    return [*mean("fvu"), difference, *mean("l0"), *mean("dead")]
+    return [*_pair(mean, "fvu"), difference, *_pair(mean, "l0"), *_pair(mean, "dead")]
 
 
 TABLES = {"throughput": _throughput, "quality": _quality}
@@ -115,7 +112,8 @@ def about(part: str, rows: list[Row]) -> list[str]:
 
 def differences(rows: list[Row]) -> list[str]:
     recipes = {"all": rows[0]["options"]["ours"]} | {row["variant"]: row["options"]["ours"] for row in rows}
-    return [f"{name}: {DIFFERENCES[name].format(**recipe)}." for name, recipe in recipes.items()]
+    known = {name: recipe for name, recipe in recipes.items() if name in DIFFERENCES}
+    return [f"{name}: {DIFFERENCES[name].format(**recipe)}." for name, recipe in known.items()]
 
 
 def print_table(part: str, rows: list[Row]) -> str:
