@@ -37,6 +37,8 @@ PANELS = (
 )
 # Values that differ by more than this factor are drawn on a logarithmic axis, unless it starts at 0.
 LOG_FROM = 4
+# A panel whose values differ by less than this share shows them as constant.
+FLAT = 0.01
 
 
 def draw(runs: Mapping[str, Sequence[Line]], path: str | Path) -> list[Path]:
@@ -100,6 +102,9 @@ def _draw_panel(axis: Any, panel: Panel, named: Sequence[tuple[str, Sequence[Lin
         ticks = _ticks(low / 1.15, high * 1.15)
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
+    elif high - low < FLAT * abs(high):
+        # As good as constant: not a landscape of its last digits.
+        axis.set_ylim(low - 10 * FLAT * abs(high), high + 10 * FLAT * abs(high))
     axis.set_title(panel.title, fontsize=8.5, loc="left")
     axis.set_xlabel("step", fontsize=7)
     axis.set_xlim(left=0)
