@@ -119,7 +119,13 @@ def signals(config: Config, base: Any, store: Any) -> dict[str, Any]:
     more = {"centred": False, "corrected": False, "least": 0} if literal else {}
     found = angular_variance(base, batches, **more)
     rows = store.rows("sae_train", config.price_tokens, whole_documents=False, seed=config.seed)
-    return {"avar": found.avar, "fires": found.fires, "price": latent_prices(base, store.read(rows))}
+    try:
+        price = latent_prices(base, store.read(rows))
+    except AmortjaxError as error:
+        if "price_groups" in config.controls:
+            raise AmortjaxError(f"{error}; leave price_groups out of --controls") from None
+        price = np.full(base.n_latents, np.nan)
+    return {"avar": found.avar, "fires": found.fires, "price": price}
 
 
 def starts(config: Config, base: Any, found: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def starts(config: Config, base: Any, found: dict[str, Any]) -> dict[str, Any]:
         score = price if name == "price_groups" else found["avar"]
         order = shuffled if name == "random_groups" else order_by(score, found["fires"])
         ks = config.recipe(name).group_ks()
-        out[name] = regroup(base, order, ks, None if name == "random_groups" else score) if ks else base
+        out[name] = regroup(base, order, ks, found["avar"]) if ks else base
     return out
 
 
@@ -157,8 +163,11 @@ def trained(config: Config, store: Any) -> tuple[dict[str, Path], dict[str, Any]
         base = load_sae(paths["base"])
     else:
         base = load_sae(config.base)
-    if base.n_latents != config.n_latents:
-        raise AmortjaxError(f"--base has {base.n_latents} latents, not --n_latents={config.n_latents}")
+    wanted = {"variant": "topk", "n_latents": config.n_latents, "k": config.k, "d_in": store.d_model}
+    for name, value in wanted.items():
+        if getattr(base, name) != value:
+            told = f"the activations' width is {value}" if name == "d_in" else f"--{name}={value} is wanted"
+            raise AmortjaxError(f"--base={config.base}: its {name} is {getattr(base, name)}, but {told}")
     print("angular variance and price of its latents", file=sys.stderr)
     found = signals(config, base, store)
     begun = starts(config, base, found)

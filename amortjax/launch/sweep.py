@@ -13,7 +13,7 @@ def expand(config: Any, recipe_class: type) -> dict[str, Any]:
     """{name: recipe} of the trainings a Config asks for; "" if it is one, of its own flags.
 
     Every flagfile of `config.configs` changes the given flags, every point of `config.sweep`
-    (`k:20/40,seed:0/1`) those. Only fields of the recipe may differ.
+    (`k:20/40,lr:1e-3/3e-4`) those. Only fields of the recipe may differ.
     """
     fields = {field.name for field in dataclasses.fields(recipe_class)}
     base = {name: getattr(config, name) for name in fields}
@@ -56,6 +56,8 @@ def _points(config: Any, sweep: tuple[str, ...], fields: set[str]) -> dict[str, 
             raise AmortjaxError(
                 f"--sweep={axis}: --{name} itself has '/'; list flagfiles in --configs instead"
             )
+        if any(name == axis[0][0] for axis in axes) or len(set(values.split("/"))) < len(values.split("/")):
+            raise AmortjaxError(f"--sweep={','.join(sweep)}: {name} or one of its values is there twice")
         axes.append([(name, text) for text in values.split("/")])
     points = {}
     for point in itertools.product(*axes):

@@ -7,7 +7,6 @@ each in a folder of its own below FOLDER. A killed run goes on from FOLDER/state
 
 import dataclasses
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +16,9 @@ from amortjax.files import write_atomically
 from amortjax.launch import flagged
 from amortjax.launch.sweep import expand
 from amortjax.training.recipe import Recipe
+
+# Folders below --out that are not an SAE's.
+RESERVED = {"state", "base_state", "rows", "checkpoints", "tensorboard", "acts", "figures"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,13 @@ def train_all(
     """Trains {name: (recipe, SAE to go on from or None)} in one pass into OUT/NAME (OUT itself for ""), or finds
     them trained; {name: path of its weights}. The training's state is kept in OUT/`state` until it is finished."""
     from amortjax.saes.formats import save_sae
-    from amortjax.training import loop, plan, room
+    from amortjax.training import loop, plan, room, saved
 
+    taken = sorted(set(named) & RESERVED)
+    if taken:
+        raise AmortjaxError(
+            f"{taken[0]}: a folder of that name is the trainer's own; name the flagfile otherwise"
+        )
     folders = {name: out / name if name else out for name in named}
     for _, start in named.values():
         if start is not None and start.d_in != source.d_model:
@@ -117,11 +124,14 @@ def train_all(
                 "another model, layer or hook?"
             )
     identities = {name: _identity(recipe, source.manifest, start) for name, (recipe, start) in named.items()}
-    finished = [_finished(folders[name], identities[name]) for name in named]
+    finished = {name: _finished(folders[name], identities[name]) for name in named}
     paths = {name: folder / "sae.safetensors" for name, folder in folders.items()}
-    if all(finished):
+    if all(finished.values()):
         print(f"{out}: trained already with these flags", file=sys.stderr)
         return paths
+    if any(finished) and not (out / state).is_dir():
+        named = {name: one for name, one in named.items() if not finished[name]}
+        print(f"{out}: {sum(finished.values())} of {len(finished)} trained already", file=sys.stderr)
     plan.announce([recipe for recipe, _ in named.values()], source, out, pace)
     jobs = [loop.Job(recipe, folders[name], start) for name, (recipe, start) in named.items()]
     trained = loop.train(source, jobs, out / state, pace)
@@ -132,7 +142,7 @@ def train_all(
         done = identities[name] | {"summary": one.summary}
         write_atomically(folders[name] / "train.json", json.dumps(done, indent=1) + "\n")
     # The state is three times the weights, and no use once they are written.
-    shutil.rmtree(out / state, ignore_errors=True)
+    saved.clear_steps(out / state)
     _draw({name or out.name: folder for name, folder in folders.items()}, out)
     return paths
 
@@ -171,13 +181,10 @@ def _source(config: Config, recipe: Recipe, given: Any) -> Any:
 
 def _identity(recipe: Recipe, manifest: dict[str, Any], start: Any) -> dict[str, Any]:
     """What tells one training from another: recipe, training rows, and the SAE it goes on from."""
-    keys = (
-        "model_name", "model_fingerprint", "hook", "layer_index", "dataset", "corpus_fingerprint", "n_rows",
-        "max_seq_len", "split_fractions", "buffer_tokens",
-    )  # fmt: skip
     from amortjax.saes.digest import digest
+    from amortjax.training.saved import source_identity
 
-    own = {"recipe": dataclasses.asdict(recipe), "store": {key: manifest.get(key) for key in keys}}
+    own = {"recipe": dataclasses.asdict(recipe), "store": source_identity(manifest)}
     return own | {"init": {"digest": digest(start) if start is not None else None}}
 
 

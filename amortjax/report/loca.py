@@ -145,7 +145,7 @@ budget: only the MLP per group has more parameters.
 ## The signals that group
 
 {about["never_fired"]} of {about["latents"]} latents never fired, {about["too_rare_for_avar"]} fired too rarely for an
-angular variance; both go to the last group. Quartiles of the angular variance:
+angular variance. Quartiles of the angular variance:
 {", ".join(short(q) for q in about["avar_quartiles"])}. Rank correlation of angular variance with measured price:
 {short(about["rank_correlation"]["avar_and_price"])}; with firings {short(about["rank_correlation"]["avar_and_fires"])}.
 

@@ -46,7 +46,7 @@ class SAE:
     `extra` holds the variant's further arrays (`threshold`, `r_mag`, `b_gate`, `b_mag`, `f_dec`, `W_skip`,
     `W_hidden`, ...) and records that neither encode nor decode reads: `norm_factor` (), what training divided its
     inputs by, folded into the biases already; `origin` (M,), the latent of another SAE that each latent was
-    started from; `avar` (M,), that latent's angular variance, from 0 to 1.
+    started from; `avar` (M,), that latent's angular variance, from 0 to 1, -1 where it is not known.
     """
 
     W_enc: jax.Array

@@ -95,11 +95,7 @@ class Batches:
         """(up to n, D) rows spread over the whole split, for the scale and the centre."""
         chosen = np.random.default_rng([self.seed, 1]).permutation(len(self.rows))[:n]
         chosen.sort()
-        return (
-            self.all[chosen]
-            if self.whole
-            else self._read(self.rows[chosen], "sampling activations")
-        )
+        return self.all[chosen] if self.whole else self._read(self.rows[chosen], "sampling activations")
 
     def held_out(self, n: int) -> tuple[np.ndarray, str] | None:
         """(up to n, D) rows spread evenly over a split that is not trained on, the same for every seed, and

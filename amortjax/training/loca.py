@@ -76,11 +76,11 @@ def order_by(score: np.ndarray, fires: np.ndarray) -> np.ndarray:
     return np.lexsort((-fires, np.where(known, -score, 0), ~known))
 
 
-def regroup(sae: SAE, order: np.ndarray, group_k: tuple[int, ...], score: np.ndarray | None = None) -> SAE:
+def regroup(sae: SAE, order: np.ndarray, group_k: tuple[int, ...], avar: np.ndarray | None = None) -> SAE:
     """The SAE's latents in a new order, split into len(group_k) groups (of one size, up to one), each with its k.
 
-    Same weights, same raw units, variant `loca`; `extra` keeps each latent's place in `sae` (origin) and its
-    `score` (avar). Raises AmortjaxError if a k does not fit.
+    Same weights, same raw units, variant `loca`; `extra` keeps each latent's place in `sae` (origin) and its angular
+    variance (avar; -1 where it is not known). Raises AmortjaxError if a k does not fit.
     """
     m, count = sae.n_latents, len(group_k)
     if sorted(order.tolist()) != list(range(m)):
@@ -90,8 +90,8 @@ def regroup(sae: SAE, order: np.ndarray, group_k: tuple[int, ...], score: np.nda
     if any(not 0 <= k <= size for k, size in zip(group_k, sizes, strict=True)) or sum(group_k) < 1:
         raise AmortjaxError(f"group_k {group_k}: each must be from 0 to its group's size, of {sizes}")
     extra = {"origin": jnp.asarray(order, jnp.float32)}
-    if score is not None:
-        extra["avar"] = jnp.asarray(np.nan_to_num(score, nan=-1.0)[order], jnp.float32)
+    if avar is not None:
+        extra["avar"] = jnp.asarray(np.nan_to_num(avar, nan=-1.0)[order], jnp.float32)
     factor = {name: sae.extra[name] for name in ("norm_factor",) if name in sae.extra}
     return dataclasses.replace(
         sae,

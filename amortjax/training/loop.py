@@ -81,7 +81,10 @@ def train(
     activations or a loss are not finite, or if `state_folder` holds the state of another training.
     """
     pace, same = pace or Pace(), _common(jobs)
-    with saved.Checkpoints(state_folder, jobs) as checkpoints, Feed(source, stop=same.steps) as feed:
+    with (
+        saved.Checkpoints(state_folder, jobs, source.manifest) as checkpoints,
+        Feed(source, stop=same.steps) as feed,
+    ):
         found = checkpoints.header()
         units = found.units if found else [_units(source, job.recipe) for job in jobs]
         runs = [_Run(job, source, unit, pace) for job, unit in zip(jobs, units, strict=True)]
@@ -118,8 +121,13 @@ def _common(jobs: Sequence[Job]) -> Recipe:
                 name = "data_seed" if flag == "order_seed" else flag
                 raise AmortjaxError(
                     f"{job.name}: --{name} is {getattr(recipe, flag)}, but {getattr(first, flag)} in "
-                    f"{jobs[0].name}; SAEs trained in one pass share steps, batches and their order"
+                    f"{jobs[0].name}; SAEs trained in one pass share steps, batches and their order (for several "
+                    "--seed give one --data_seed)"
                 )
+    if first.batch_size % jax.device_count():
+        raise AmortjaxError(
+            f"--batch_size={first.batch_size} does not divide by the {jax.device_count()} devices: use a multiple"
+        )
     return first
 
 
@@ -154,6 +162,8 @@ class _Run:
     def begin(self, first: int) -> Log:
         """Opens the log, from step `first` on."""
         self.log = Log(self.job.folder, first, self.pace.tensorboard)
+        if first == 0:
+            saved.clear_steps(self.job.folder / "checkpoints")  # of a run that is not gone on with
         if first == 0 and 0 in self.snapshots:
             self._snapshot(0)
         return self.log
@@ -164,7 +174,12 @@ class _Run:
         )
         self.meter.add(report)
         recipe = self.recipe
-        if recipe.resample_every and done % recipe.resample_every == 0 and done < recipe.steps:
+        # Not while the rate falls: what is made anew then would be saved half-trained.
+        if (
+            recipe.resample_every
+            and done % recipe.resample_every == 0
+            and done < recipe.decay_from * recipe.steps
+        ):
             x = x / np.float32(self.units.scale)
             self.state = resample(self.state, x, graph=self.graph, recipe=recipe)
         if self._due(done, self.pace.log_every, self.pace.eval_every, self.pace.gap_every) or self._due(

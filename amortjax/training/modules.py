@@ -17,6 +17,8 @@ from amortjax.training.recipe import Recipe
 
 # The SAE variant that a training variant leads to, where the names differ.
 SAVED_AS = {"april": "standard", "p_anneal": "standard"}
+# Variants whose encoder is one affine map: any variant can go on from them.
+LINEAR = ("standard", "topk", "batch_topk", "matryoshka", "loca")
 # Arrays (..., M) kept the other way round: gradients arrive latent by latent, which a (D, M) matrix would scatter
 # over memory.
 BY_LATENT = ("W_up",)
@@ -84,14 +86,18 @@ def start(recipe: Recipe, centre: np.ndarray) -> Dictionary:
 def _extra(recipe: Recipe, d: int) -> dict[str, jax.Array]:
     m = recipe.n_latents
     if recipe.variant == "jumprelu":
-        # A tenth of the typical pre-activation, 1 / sqrt(D): most latents fire at first, so all get a gradient.
-        return {"threshold": jnp.full((m,), 0.1 / np.sqrt(d), jnp.float32)}
+        return {"threshold": jnp.full((m,), first_threshold(d), jnp.float32)}
     if recipe.variant == "gated":
         return {name: jnp.zeros((m,)) for name in ("r_mag", "b_gate", "b_mag")}
     if recipe.variant == "mlp":
         count, width = max(len(recipe.group_sizes()), 1), recipe.hidden or 1
         return _first_hidden(count, d, width, m, recipe.seed)
     return {}
+
+
+def first_threshold(d: int) -> float:
+    """JumpReLU's: a tenth of the typical pre-activation, 1 / sqrt(D), so that most latents fire and get a gradient."""
+    return 0.1 / float(np.sqrt(d))
 
 
 def _first_hidden(count: int, d: int, width: int, m: int, seed: int) -> dict[str, jax.Array]:
@@ -111,29 +117,48 @@ def from_sae(sae: SAE, recipe: Recipe, scale: float) -> Dictionary:
     can't be the start of such a training.
     """
     _check_start(sae, recipe)
-    # The trainer has one bias for both ends: another shift of the input goes into b_enc.
-    b_enc = sae.b_enc - jnp.matmul(sae.pre_bias - sae.b_dec, sae.W_enc, precision=jax.lax.Precision.HIGHEST)
-    sae = unscale_input(dataclasses.replace(sae, b_enc=b_enc, pre_bias=sae.b_dec), 1 / scale)
-    extra = {
-        name: jnp.broadcast_to(sae.extra.get(name, first), first.shape)
-        for name, first in _extra(recipe, sae.d_in).items()
-    }
+    sae = unscale_input(_one_bias(sae), 1 / scale)
+    extra = {}
+    for name, first in _extra(recipe, sae.d_in).items():
+        own = sae.extra.get(name, first)
+        if own.shape not in ((), first.shape):
+            raise AmortjaxError(
+                f"--init: {name} of {sae.info.name} has shape {own.shape}, but --hidden and the groups ask for "
+                f"{first.shape}"
+            )
+        extra[name] = jnp.broadcast_to(own, first.shape)
+    groups = sae.groups if _keeps_groups(sae, recipe) else recipe.group_sizes()
+    for size, k in zip(groups, recipe.group_ks(), strict=False):
+        if k > size:
+            raise AmortjaxError(f"--group_k={recipe.group_k}: {k} is more than the group's {size} latents")
     return Dictionary(
         dataclasses.replace(
             sae,
             extra=extra,
             variant=SAVED_AS.get(recipe.variant, recipe.variant),
             k=recipe.k,
-            groups=sae.groups if _grouped(sae, recipe) else recipe.group_sizes(),
+            groups=groups,
             group_k=recipe.group_ks(),
             batch_rule=recipe.variant in ("batch_topk", "matryoshka"),
         )
     )
 
 
-def _grouped(sae: SAE, recipe: Recipe) -> bool:
-    """Whether the SAE's own groups hold: they need not be equal, as the recipe's default is."""
-    return recipe.groups is None and bool(recipe.group_k) and len(sae.groups) == len(recipe.group_ks())
+def _one_bias(sae: SAE) -> SAE:
+    """The same function with pre_bias = b_dec, as the trainer has it: the rest of the shift goes into b_enc, and
+    into a hidden layer's bias."""
+    shift, highest = sae.pre_bias - sae.b_dec, jax.lax.Precision.HIGHEST
+    extra = dict(sae.extra)
+    if "W_hidden" in extra:
+        extra["b_hidden"] = extra["b_hidden"] - jnp.matmul(shift, extra["W_hidden"], precision=highest)
+    b_enc = sae.b_enc - jnp.matmul(shift, sae.W_enc, precision=highest)
+    return dataclasses.replace(sae, b_enc=b_enc, pre_bias=sae.b_dec, extra=extra)
+
+
+def _keeps_groups(sae: SAE, recipe: Recipe) -> bool:
+    """Whether the SAE's own groups hold: they need not be those that the recipe has by default."""
+    count = len(recipe.group_ks()) or (len(sae.groups) if recipe.variant == "matryoshka" else 0)
+    return recipe.groups is None and bool(sae.groups) and len(sae.groups) == count
 
 
 def _check_start(sae: SAE, recipe: Recipe) -> None:
@@ -149,6 +174,13 @@ def _check_start(sae: SAE, recipe: Recipe) -> None:
     ):
         raise AmortjaxError(
             f"--init: {name} is a transcoder, or normalises its input, or has factors the trainer does not keep"
+        )
+    target = SAVED_AS.get(recipe.variant, recipe.variant)
+    plain = sae.variant in LINEAR or (sae.variant == "jumprelu" and recipe.k is not None)
+    if sae.variant != target and not plain:
+        raise AmortjaxError(
+            f"--init: {name} is a {sae.variant} SAE; as a {recipe.variant} one it would lose a part of its encoder. "
+            f"Any variant goes on from {', '.join(LINEAR)}"
         )
     norm = np.linalg.norm(np.asarray(sae.W_dec), axis=1)
     if recipe.unit_decoder and np.abs(norm - 1).max() > 1e-3:

@@ -30,6 +30,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "loca": ("group_k",),
     "mlp": ("k", "lam", "group_k"),
 }
+# Tokens since a latent last fired are counted up to here, in an int32.
+MOST_TOKENS = 2**30
 SPARSITY = ("k", "lam", "target_l0", "group_k")
 # LocA's budgets for 8 groups, the group of the highest angular variance first.
 LOCA_K = "6/5/4/3/3/2/2/1"
@@ -107,7 +109,16 @@ class Recipe:
         for flag in ("n_latents", "steps", "batch_size", "lr", "clip", "bandwidth", "threshold_lr"):
             if not getattr(self, flag) > 0:
                 raise AmortjaxError(f"--{flag}={getattr(self, flag)}: must be above 0")
-        for flag in ("warmup", "sparsity_warmup", "dead_tokens", "auxk", "lam", "resample_every"):
+        for flag in (
+            "warmup",
+            "sparsity_warmup",
+            "dead_tokens",
+            "auxk",
+            "lam",
+            "resample_every",
+            "seed",
+            "data_seed",
+        ):
             value = getattr(self, flag)
             if value is not None and not value >= 0:
                 raise AmortjaxError(f"--{flag}={value}: must not be negative")
@@ -115,6 +126,21 @@ class Recipe:
             value = getattr(self, flag)
             if not 0 <= value <= 1 or (low_is_out and value == 0):
                 raise AmortjaxError(f"--{flag}={value}: must be from 0 to 1" + low_is_out * ", above 0")
+        if self.warmup_steps >= self.steps and self.warmup:
+            raise AmortjaxError(f"--warmup={self.warmup}: must be less than --steps={self.steps}")
+        for flag, tokens in (
+            ("dead_tokens", self.dead_after),
+            ("resample_every", self.resample_every * self.batch_size),
+        ):
+            if tokens >= MOST_TOKENS:
+                raise AmortjaxError(
+                    f"--{flag}={getattr(self, flag)}: more than {MOST_TOKENS} tokens are not counted"
+                )
+        if self.variant in ("batch_topk", "matryoshka") and self.batch_size * self.n_latents >= 2**31:
+            raise AmortjaxError(
+                f"--batch_size={self.batch_size} times --n_latents={self.n_latents}: {self.variant} ranks a batch's "
+                "latents together, at most 2^31 of them"
+            )
         if not 0 <= self.beta1 < 1:
             raise AmortjaxError(f"--beta1={self.beta1}: must be from 0 to below 1")
         self._check_sparsity()
@@ -123,7 +149,9 @@ class Recipe:
             raise AmortjaxError(
                 f"--decoder=free is for variants with --lam, whose penalty it weighs; {self.variant} keeps unit"
             )
-        if (self.hidden is not None) != (self.variant == "mlp") or (self.hidden or 1) < 1:
+        if (self.hidden is not None) != (self.variant == "mlp") or (
+            self.hidden is not None and self.hidden < 1
+        ):
             raise AmortjaxError(
                 "--hidden: --variant=mlp needs it, a positive width; no other variant takes it"
             )
@@ -189,7 +217,9 @@ class Recipe:
         ends = [round(sum(shares[: i + 1]) * self.n_latents) for i in range(len(shares))]
         sizes = tuple(b - a for a, b in zip([0, *ends[:-1]], ends, strict=True))
         if min(sizes) < 1:
-            raise AmortjaxError(f"--groups={self.groups}: a group of {self.n_latents} latents would be empty")
+            raise AmortjaxError(
+                f"{len(sizes)} groups of --n_latents={self.n_latents} (--groups, --group_k): one would be empty"
+            )
         return sizes
 
     def _shares(self) -> tuple[float, ...]:

@@ -15,25 +15,30 @@ from amortjax.training.recipe import Recipe
 
 # A new latent's encoder row, in mean norms of the living ones'.
 ENCODER_NORM = 0.2
-# Arrays without a row per latent; and thresholds, which are a scale, not a bias.
-KEPT = ("b_dec", "threshold", "W_hidden", "b_hidden")
+# Arrays without a row per latent.
+KEPT = ("b_dec", "W_hidden", "b_hidden")
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "recipe"), donate_argnums=0)
 def resample(state: step.State, x: jax.Array, *, graph: Any, recipe: Recipe) -> step.State:
     """Latents that were silent since the last resampling get the direction of a token of x (N, D), drawn with
-    probability as its squared error's square; no bias, and Adam's moments start again."""
+    probability as its squared error's square, each token once; no bias, the first threshold, and Adam's moments start
+    again. With more dead latents than tokens the rest waits for the next time."""
     dead = state.silent >= recipe.resample_every * recipe.batch_size
+    dead = dead & (jnp.cumsum(dead) <= len(x))
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     sae = modules.as_sae(graph, state.weights)
     error = jnp.sum(jnp.square(x - decode(sae, encode_normalised(sae, x))), axis=1)
-    chosen = jax.random.categorical(key, 2 * jnp.log(jnp.maximum(error, 1e-30)), shape=(recipe.n_latents,))
-    centred = x[chosen] - sae.b_dec
+    # Without replacement (Gumbel top-k): two latents from one token would be the same latent for good.
+    drawn = jnp.argsort(-(2 * jnp.log(jnp.maximum(error, 1e-30)) + jax.random.gumbel(key, error.shape)))
+    centred = x[drawn[jnp.clip(jnp.cumsum(dead) - 1, 0, len(x) - 1)]] - sae.b_dec
     direction = centred / jnp.maximum(jnp.linalg.norm(centred, axis=1, keepdims=True), 1e-8)
     alive = ~dead
     enc = ENCODER_NORM * _mean_norm(state.weights["w_enc"], alive)
     dec = 1.0 if recipe.unit_decoder else _mean_norm(state.weights["w_dec"], alive)
-    fresh = {"w_enc": enc * direction, "w_dec": dec * direction}
+    # The threshold that a latent died of would keep it dead.
+    threshold = modules.first_threshold(x.shape[1])
+    fresh = {"w_enc": enc * direction, "w_dec": dec * direction, "threshold": threshold}
 
     def replaced(path: tuple, value: jax.Array) -> jax.Array:
         """Which entries of an array are made anew."""

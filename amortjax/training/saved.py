@@ -1,19 +1,31 @@
 """A training's state on disk: one Orbax checkpoint for all SAEs trained together, and snapshots of SAEs."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from amortjax.activations.store import IDENTITY
 from amortjax.errors import AmortjaxError
 from amortjax.saes.digest import digest
 from amortjax.saes.formats import save_sae
 from amortjax.saes.sae import SAE
 from amortjax.training import devices, room, step
 from amortjax.training.recipe import Recipe
+
+# Of a manifest, what decides which rows are trained on.
+ROWS = (
+    *(name for name in IDENTITY if name != "format_version"), "model_dtype", "batch_tokens", "n_rows",
+    "split_fractions", "seed", "split_seed", "buffer_tokens",
+)  # fmt: skip
 
 
 class Units(NamedTuple):
@@ -35,10 +47,11 @@ class Header(NamedTuple):
 class Checkpoints:
     """The checkpoints of one folder; a context manager."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Any]):
-        """`jobs`: each with a `recipe`, and the SAE it goes on from as `init`."""
+    def __init__(self, folder: Path, jobs: Sequence[Any], manifest: Mapping[str, Any]):
+        """`jobs`: each with a `recipe`, and the SAE it goes on from as `init`; `manifest` of their rows."""
         self.folder = folder
-        self.wanted = [_identity(job.recipe, job.init) for job in jobs]
+        rows = {f"store's {name}": value for name, value in source_identity(manifest).items()}
+        self.wanted = [_identity(job.recipe, job.init) | rows for job in jobs]
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -72,6 +85,11 @@ class Checkpoints:
     def save(self, done: int, states: list[step.State], units: list[Units], feed: Any) -> None:
         """Writes a checkpoint, then drops the one before. AmortjaxError if the disk has no room for it."""
         tree = {str(i): state._asdict() for i, state in enumerate(states)}
+        if not all(_finite(state.weights) for state in states):
+            raise AmortjaxError(
+                f"{self.folder}: training diverged, weights are not finite after step {done}; the last checkpoint is "
+                "kept. Lower --lr or --clip, with another --out"
+            )
         room.room_for_checkpoint(self.folder, room.nbytes(tree))
         header = {
             "jobs": self.wanted,
@@ -94,7 +112,7 @@ class Checkpoints:
                 "--out, or delete that folder to start again"
             )
         other = {
-            f"--{name}={old.get(name)}, not {value}"
+            f"{name}={old.get(name)}, not {value}"
             for old, new in zip(saved, self.wanted, strict=True)
             for name, value in new.items()
             if old.get(name) != value
@@ -106,8 +124,28 @@ class Checkpoints:
             )
 
 
+def _finite(weights: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(weights))
+
+
+def source_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one source of training rows from another."""
+    found = {name: manifest.get(name) for name in ROWS}
+    return json.loads(json.dumps(found))  # as a file has it: tuples become lists
+
+
+def clear_steps(folder: Path) -> None:
+    """Removes the checkpoints of steps in a folder, and the folder if nothing else is in it."""
+    for part in folder.iterdir() if folder.is_dir() else ():
+        if part.name.isdigit() and part.is_dir():
+            shutil.rmtree(part)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _identity(recipe: Recipe, init: SAE | None) -> dict[str, Any]:
-    return dataclasses.asdict(recipe) | {"init": None if init is None else digest(init)}
+    own = dataclasses.asdict(recipe) | {"init": None if init is None else digest(init)}
+    return {f"--{name}": value for name, value in own.items()}
 
 
 def snapshot(sae: SAE, folder: Path, done: int) -> Path:

@@ -9,10 +9,8 @@ import optax
 
 from amortjax.training import modules
 from amortjax.training.losses import LOSSES, Now
-from amortjax.training.recipe import Recipe
+from amortjax.training.recipe import MOST_TOKENS, Recipe
 
-# Counters stop here instead of overflowing int32.
-MOST_TOKENS = 2**30
 # p_anneal: the exponent falls in this many equal steps, as in dictionary_learning; each time the penalty keeps the
 # size it has in a running mean over about 10 batches.
 CHANGES = 10
@@ -49,7 +47,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         [
             optax.linear_schedule(recipe.lr / (warm + 1), recipe.lr, warm),
             optax.constant_schedule(recipe.lr),
-            optax.linear_schedule(recipe.lr, 0.0, max(recipe.steps - decay, 1)),
+            optax.linear_schedule(recipe.lr, 0.0, max(recipe.steps - max(decay, warm), 1)),
         ],
         [warm, max(decay, warm)],
     )

@@ -87,6 +87,18 @@ def test_a_training_killed_before_its_last_file_is_finished_again(store, tmp_pat
         (["--acts=absent", "--out=x", "--sweep=k"], "--sweep=k: write it as FLAG:VALUE/VALUE"),
         (["--acts=absent", "--out=x", "--sweep=q:1/2"], "--q is not a flag of the recipe"),
         (["--acts=absent", "--out=x", "--sweep=k:1/x"], "--k=x: not an int"),
+        (["--acts=absent", "--out=x", "--sweep=k:1/1"], "there twice"),
+        (["--acts=absent", "--out=x", "--sweep=k:1,k:2"], "there twice"),
+        (["--acts=absent", "--out=x", "--k=2", "--seed=-1"], "--seed=-1: must not be negative"),
+        (
+            ["--acts=absent", "--out=x", "--k=2", "--warmup=1200"],
+            "--warmup=1200: must be less than --steps=1200",
+        ),
+        (["--acts=absent", "--out=x", "--k=2", "--dead_tokens=3000000000"], "are not counted"),
+        (
+            ["--acts=absent", "--out=x", "--variant=batch_topk", "--k=2", "--batch_size=1048576"],
+            "ranks a batch's latents together",
+        ),
         (["--acts=absent", "--out=x", "--sweep=acts:1/x"], "--acts is not a flag of the recipe"),
         (["--acts=absent", "--out=x", "--configs=absent.flags"], "absent.flags is not a file"),
         (["--acts=absent", "--out=x", "--k=2", "--init=absent"], "absent: no such file"),
@@ -261,3 +273,44 @@ def test_eight_devices_train_the_same_saes_as_one(tmp_path):
         one, eight = (load_sae(tmp_path / str(count) / variant) for count in (1, 8))
         np.testing.assert_allclose(one.W_enc, eight.W_enc, atol=2e-5)
         np.testing.assert_allclose(one.W_dec, eight.W_dec, atol=2e-5)
+
+
+def test_a_killed_run_does_not_go_on_with_other_rows(store, tmp_path, monkeypatch):
+    from amortjax.training import loop
+
+    step = loop._Run.step
+
+    def killed(self, x, done):
+        step(self, x, done)
+        if done == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Run, "step", killed)
+    config = _config(tmp_path, steps=20, checkpoint_every=10)
+    with pytest.raises(KeyboardInterrupt):
+        launcher.train(config, store)
+    monkeypatch.undo()
+    store.manifest["seed"] = 5  # other documents would be sae_train
+    with pytest.raises(AmortjaxError, match="store's seed=None, not 5: use another --out"):
+        launcher.train(config, store)
+    del store.manifest["seed"]
+    launcher.train(config, store)
+
+
+def test_nothing_but_its_own_checkpoints_is_removed(store, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/notes.txt").write_text("mine")
+    launcher.train(_config(tmp_path), store)
+    assert (tmp_path / "state/notes.txt").read_text() == "mine"
+    (tmp_path / "state.flags").write_text("--k=2\n")
+    with pytest.raises(AmortjaxError, match="state: a folder of that name is the trainer's own"):
+        launcher.train(_config(tmp_path / "more", k=None, configs=(str(tmp_path / "state.flags"),)), store)
+
+
+def test_a_sweep_that_grew_trains_what_is_new_only(store, tmp_path, capsys):
+    launcher.train(_config(tmp_path, k=None, sweep=("k:1/2",)), store)
+    kept = (tmp_path / "k_1/sae.safetensors").stat().st_mtime_ns
+    paths = launcher.train(_config(tmp_path, k=None, sweep=("k:1/3",)), store)
+    assert [path.parent.name for path in paths] == ["k_1", "k_3"] and all(path.is_file() for path in paths)
+    assert (tmp_path / "k_1/sae.safetensors").stat().st_mtime_ns == kept
+    assert "1 of 2 trained already" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Whole trainings on planted dictionaries: they learn, they resume bit for bit, and refuse what can't go well."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from amortjax.saes import api
 from amortjax.training import log, loop, modules, step
 from amortjax.training.batches import Batches
 from amortjax.training.recipe import Recipe
+from tests.problems import toy_sae
 from tests.training.conftest import SCALE, planted_activations
 
 SPARSITY: dict[str, dict[str, Any]] = {
@@ -202,8 +204,24 @@ def test_a_run_goes_on_from_an_sae(planted, tmp_path):
     np.testing.assert_allclose(api.encode(again, x), api.encode(first, x), atol=1e-3 * SCALE)
     with pytest.raises(AmortjaxError, match=r"--init: .* has 64 latents, not --n_latents=32"):
         modules.from_sae(first, _recipe("topk", n_latents=32), 1.0)
-    import dataclasses
-
+    # Another bias before the encoder than after the decoder: the same function, with one bias.
+    apart = dataclasses.replace(first, pre_bias=first.pre_bias + SCALE)
+    graph, weights = modules.split(modules.from_sae(apart, recipe, 1.0))
+    z = api.encode(apart, x)
+    np.testing.assert_allclose(api.encode(modules.as_sae(graph, weights), x), z, atol=2e-3 * SCALE)
+    for variant, name in (
+        ("gated", "standard"),
+        ("mlp", "topk"),
+        ("signed_topk", "topk"),
+        ("jumprelu", "standard"),
+    ):
+        with pytest.raises(AmortjaxError, match=f"is a {variant} SAE; as a {name} one it would lose"):
+            modules.from_sae(toy_sae(variant, d=32), _recipe(name), 1.0)
+    grouped = dataclasses.replace(toy_sae("loca", d=32), groups=(8, 56), group_k=(1, 3))
+    with pytest.raises(AmortjaxError, match="10 is more than the group's 8 latents"):
+        modules.from_sae(grouped, _recipe("loca", group_k="10/1"), 1.0)
+    with pytest.raises(AmortjaxError, match=r"W_hidden of toy mlp has shape .* --hidden"):
+        modules.from_sae(toy_sae("mlp", d=32), _recipe("mlp"), 1.0)
     longer = dataclasses.replace(first, W_dec=2 * first.W_dec)
     with pytest.raises(AmortjaxError, match="norms 2 to 2"):
         modules.from_sae(longer, recipe, 1.0)

@@ -65,9 +65,8 @@ class Peer:
         import torch
 
         ae = self.trainer.ae
-        turned = hasattr(
-            ae, "W_enc"
-        )  # (D, M), and the decoder (M, D); Linear layers keep them the other way round
+        # W_enc is (D, M) and W_dec (M, D); Linear layers keep them the other way round.
+        turned = hasattr(ae, "W_enc")
         enc, dec = (ae.W_enc, ae.W_dec) if turned else (ae.encoder.weight, ae.decoder.weight)
         with torch.no_grad():
             for own, given, flip in ((enc, first["w_enc"], turned), (dec, first["w_dec"], not turned)):

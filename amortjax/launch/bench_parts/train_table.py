@@ -63,9 +63,8 @@ def _quality(rows: list[Row]) -> list[list[str]]:
 
 
 def _means(block: list[Row]) -> list[str]:
-    names = [
-        f"{side}_{name}" for name in ("fvu", "l0", "dead") for side in NAMES if f"{side}_{name}" in block[0]
-    ]
+    every = [f"{side}_{name}" for name in ("fvu", "l0", "dead") for side in NAMES]
+    names = [name for name in every if all(name in row for row in block)]
     mean = {name: statistics.fmean(row[name] for row in block) for name in names}
     difference = MISSING
     if "peer_fvu" in mean:

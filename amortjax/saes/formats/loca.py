@@ -154,7 +154,7 @@ def _started_from(path: Path, ks: list[int]) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"{path}: groups_indices are not all from 0 to {len(avar) - 1}, angular_variance's last"
         )
-    return {"origin": origin.astype(np.float32), "avar": avar[origin]}
+    return {"origin": origin.astype(np.float32), "avar": np.nan_to_num(avar[origin], nan=-1.0)}
 
 
 def _two_axes(path: Path, tensors: Tensors, name: str) -> tuple[int, int]:

@@ -146,9 +146,10 @@ def _meta(sae: SAE, ks: list[int], n_groups: int, standard: SAE | None) -> dict[
     groups = [*np.split(origin, np.cumsum(sae.groups)[:-1]), origin[:0]][:n_groups]
     meta: dict[str, Any] = {"groups_indices": groups, "group_ks": ks}
     if "avar" in sae.extra:
+        avar = np.asarray(sae.extra["avar"])
         size = standard.n_latents if standard is not None else int(origin.max()) + 1
         meta["angular_variance"] = np.full(size, np.nan)
-        meta["angular_variance"][origin] = np.asarray(sae.extra["avar"])
+        meta["angular_variance"][origin] = np.where(avar >= 0, avar, np.nan)
     return meta
 
 
