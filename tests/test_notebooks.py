@@ -13,7 +13,7 @@ SMALL = {
     "loca": {
         "DOCUMENTS": "400", "N_LATENTS": "128", "K": "8", "GROUP_K": '"4/3/2/1"', "STEPS": "30", "FINE_STEPS": "20",
         "EVAL_TOKENS": "1024", "CALIBRATION_TOKENS": "512", "PROBE_TOKENS": "512", "PRICE_TOKENS": "512",
-        "CONTROLS": '("loca", "topk")',
+        "CONTROLS": '("loca", "topk")', "MODES": "()",
     }
 }  # fmt: skip
 

@@ -22,6 +22,8 @@ Control = Literal[
     "loca", "topk", "random_groups", "uniform_k", "price_groups", "loca_same_k", "topk_same_k", "mlp_groups"
 ]
 
+Mode = Literal["encoder_refit", "optimal", "optimal_refit"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -50,6 +52,9 @@ class Config:
     ] = "centred"
     avar_tokens: Annotated[int, "Training tokens on which angular variance is measured."] = 65536
     price_tokens: Annotated[int, "Training tokens on which latents' prices are measured."] = 4096
+    encode_modes: Annotated[tuple[Mode, ...], "Inference modes beside the encoder."] = (
+        "encoder_refit", "optimal", "optimal_refit",
+    )  # fmt: skip
     calibration_tokens: Annotated[int, "Tokens on which lambda is calibrated."] = 16384
     eval_tokens: Annotated[int, "Test tokens (whole documents)."] = 32768
     probe_tokens: Annotated[int, "Tokens on which probes are fitted."] = 16384
@@ -186,7 +191,7 @@ def evaluated(config: Config, paths: dict[str, Path], store: Any) -> list[dict[s
     from amortjax.saes.formats import load_sae
 
     plan = make_plan(
-        modes=("amortized", "encoder_refit", "optimal", "optimal_refit"),
+        modes=("amortized", *config.encode_modes),
         conditions=("same_lambda", "same_l0"),
         calibration_tokens=config.calibration_tokens,
         eval_tokens=config.eval_tokens,
@@ -228,8 +233,10 @@ def _row(name: str, sae: Any, found: dict[tuple[str, str], dict]) -> dict[str, A
     for key in ("suboptimality_lower", "suboptimality_upper", "price_amplitude", "price_support", "lam"):
         row[key] = at_lambda.get(key)
     for mode in ("encoder_refit", "optimal", "optimal_refit"):
-        row[f"nmse_{mode}"], row[f"l0_{mode}"] = (found["same_l0", mode].get(key) for key in ("nmse", "l0"))
-    row["certified"] = found["same_l0", "optimal"].get("certified")
+        row[f"nmse_{mode}"], row[f"l0_{mode}"] = (
+            found.get(("same_l0", mode), {}).get(key) for key in ("nmse", "l0")
+        )
+    row["certified"] = found.get(("same_l0", "optimal"), {}).get("certified")
     row |= {key: own.get(key) for key in ("n_tokens", "n_documents")}
     return row
 
