@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
 from amortjax.launch import flagged
+from amortjax.launch.text import Text, model_and_corpus
 
 Mode = Literal[
     "amortized", "encoder_scaled", "encoder_refit", "semi_amortized", "non_amortized", "optimal", "optimal_refit",
@@ -29,21 +30,11 @@ Choice = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Text):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
     out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     acts: Annotated[str | None, "Activation store; without it activations are collected or streamed."] = None
-    model_name: Annotated[str | None, "Hub id or folder of the model, or `embedded`."] = None
-    layer_index: Annotated[int | None, "Block L of the model, from 0."] = None
-    hook: Annotated[Literal["resid_post", "resid_pre", "mlp_out", "attn_out"], "Where in the block."] = (
-        "resid_post"
-    )
-    dataset: Annotated[str, "`pydoc`, a hub id, or local jsonl, parquet or txt files."] = "pydoc"
-    split: Annotated[str, "Split of a hub data set."] = "train"
-    text_column: Annotated[str, "Column with the text."] = "text"
     label_column: Annotated[str | None, "Column with a document's label, for probes."] = None
-    num_sequences: Annotated[int | None, "At most so many documents."] = None
-    max_seq_len: Annotated[int, "A document's first so many tokens."] = 128
     stream: Annotated[bool, "Evaluate straight from streamed text, with nothing stored."] = False
     encode_modes: Annotated[tuple[Mode, ...], "Inference modes."] = (
         "amortized", "encoder_scaled", "encoder_refit", "semi_amortized", "non_amortized", "optimal",
@@ -78,7 +69,6 @@ class Config:
         "test"
     )
     chunk: Annotated[int, "Tokens at a time."] = 1024
-    cache_dir: Annotated[str, "Where collected activations and the pydoc corpus are kept."] = "outputs/cache"
     seed: Annotated[int, "Of row selection, resamples and probes."] = 0
 
     def checked(self) -> "Config":
@@ -159,13 +149,9 @@ def _exists(path: str) -> bool:
 
 
 def _streamed(config: Config) -> Any:
-    from amortjax.activations import export, stream
-    from amortjax.activations.corpus import open_corpus
+    from amortjax.activations import stream
 
-    corpus = open_corpus(
-        config.dataset, config.split, config.text_column, config.label_column, config.cache_dir
-    )
-    model = export.load_model(str(config.model_name))
+    model, corpus = model_and_corpus(config, config.label_column)
     budgets = {"calibrate": config.calibration_tokens, "probe_train": config.probe_tokens}
     budgets[config.eval_split] = config.eval_tokens
     where = (config.hook, config.max_seq_len)

@@ -15,6 +15,7 @@ from amortjax.errors import AmortjaxError
 from amortjax.files import write_atomically
 from amortjax.launch import flagged
 from amortjax.launch.sweep import expand
+from amortjax.launch.text import Text, model_and_corpus
 from amortjax.training.recipe import Recipe
 
 # Folders below --out that are not an SAE's.
@@ -22,7 +23,7 @@ RESERVED = {"state", "base_state", "rows", "checkpoints", "tensorboard", "acts",
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
+class Config(Recipe, Text):
     out: Annotated[str, "Folder for the SAE, or for the folders of several."]
     acts: Annotated[
         str | None, "Activation store, as written by amortjax.launch.collect; without it, --model_name."
@@ -47,18 +48,6 @@ class Config(Recipe):
         tuple[float, ...], "Shares of the steps after which a snapshot is written to checkpoints/STEP."
     ] = ()
     tensorboard: Annotated[bool, "Also write TensorBoard's event files."] = False
-    model_name: Annotated[
-        str | None,
-        "Without --acts: hub id or folder of the language model, or `embedded`; nothing is stored.",
-    ] = None
-    layer_index: Annotated[int | None, "Block L of the model, from 0."] = None
-    hook: Annotated[Literal["resid_post", "resid_pre", "mlp_out", "attn_out"], "Where in the block."] = (
-        "resid_post"
-    )
-    dataset: Annotated[str, "`pydoc`, a hub id, or local jsonl, parquet or txt files."] = "pydoc"
-    split: Annotated[str, "Split of a hub data set."] = "train"
-    text_column: Annotated[str, "Column with the text."] = "text"
-    max_seq_len: Annotated[int, "A document's first so many tokens."] = 128
     model_dtype: Annotated[Literal["float32", "bfloat16", "float16"], "In which the model computes."] = (
         "float32"
     )
@@ -66,7 +55,6 @@ class Config(Recipe):
     buffer_tokens: Annotated[int, "Tokens that are shuffled together when they come from the model."] = (
         262_144
     )
-    cache_dir: Annotated[str, "Where the pydoc corpus is cached."] = "outputs/cache"
 
     def checked(self) -> "Config":
         """Itself, or AmortjaxError naming the flag. The recipes have checks of their own."""
@@ -129,16 +117,15 @@ def train_all(
     if all(finished.values()):
         print(f"{out}: trained already with these flags", file=sys.stderr)
         return paths
-    if any(finished) and not (out / state).is_dir():
+    if any(finished.values()) and not saved.has_steps(out / state):
         named = {name: one for name, one in named.items() if not finished[name]}
         print(f"{out}: {sum(finished.values())} of {len(finished)} trained already", file=sys.stderr)
     plan.announce([recipe for recipe, _ in named.values()], source, out, pace)
     jobs = [loop.Job(recipe, folders[name], start) for name, (recipe, start) in named.items()]
     trained = loop.train(source, jobs, out / state, pace)
     for name, one in zip(named, trained, strict=True):
-        sae = dataclasses.replace(one.sae, info=_info(one.sae.info, folders[name], source.manifest))
-        room.room_for_checkpoint(folders[name], room.nbytes(sae))
-        save_sae(sae, paths[name])
+        room.room_for_checkpoint(folders[name], room.nbytes(one.sae))
+        save_sae(one.sae, paths[name])
         done = identities[name] | {"summary": one.summary}
         write_atomically(folders[name] / "train.json", json.dumps(done, indent=1) + "\n")
     # The state is three times the weights, and no use once they are written.
@@ -158,14 +145,7 @@ def _source(config: Config, recipe: Recipe, given: Any) -> Any:
     if given is not None or config.acts:
         store = open_store(str(config.acts)) if given is None else given
         return Batches(store, recipe.batch_size, recipe.order_seed)
-    from amortjax.activations import export, stream
-    from amortjax.activations.corpus import open_corpus
-
-    corpus = open_corpus(config.dataset, config.split, config.text_column, None, config.cache_dir)
-    model = export.load_model(str(config.model_name), config.model_dtype, config.device)
-    warning = stream.lm_train_warning(str(config.model_name), corpus)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+    model, corpus = model_and_corpus(config, dtype=config.model_dtype, device=config.device)
     return Streamed(
         model,
         corpus,
@@ -175,6 +155,7 @@ def _source(config: Config, recipe: Recipe, given: Any) -> Any:
         stop=recipe.steps,
         hook=config.hook,
         max_seq_len=config.max_seq_len,
+        num_sequences=config.num_sequences,
         buffer_tokens=config.buffer_tokens,
     )
 
@@ -214,17 +195,6 @@ def _finished(folder: Path, identity: dict[str, Any]) -> bool:
         )
     load_sae(folder / "sae.safetensors")
     return True
-
-
-def _info(info: Any, folder: Path, manifest: dict[str, Any]) -> Any:
-    return dataclasses.replace(
-        info,
-        name=folder.name,
-        model_name=str(manifest.get("model_name", "")),
-        layer_index=manifest.get("layer_index"),
-        hook=str(manifest.get("hook", "")),
-        trained_on=str(manifest.get("corpus_fingerprint", "")),
-    )
 
 
 def _draw(folders: dict[str, Path], out: Path) -> None:

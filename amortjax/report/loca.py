@@ -90,7 +90,9 @@ def about_signals(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "too_rare_for_avar": int((~np.isfinite(avar)).sum()),
         "avar_quartiles": [float(q) for q in quartiles],
         "rank_correlation": {
-            name: float(spearmanr(a[known], b[known])[0]) if known.sum() > 2 else None  # pyright: ignore
+            name: float(spearmanr(a[known], b[known])[0])  # pyright: ignore[reportArgumentType]
+            if known.sum() > 2 and np.isfinite([a[known], b[known]]).all()
+            else None
             for name, (a, b) in pairs.items()
         },
     }

@@ -18,9 +18,8 @@ import numpy as np
 from amortjax.errors import AmortjaxError
 from amortjax.saes.encoders import HIGHEST, encode
 from amortjax.saes.sae import SAE
+from amortjax.training.recipe import split_sizes
 
-# The authors' budgets, of the group of the highest angular variance first.
-GROUP_K = (6, 5, 4, 3, 3, 2, 2, 1)
 # Fewer firings than this say nothing about a direction's spread.
 LEAST_FIRES = 20
 
@@ -85,8 +84,7 @@ def regroup(sae: SAE, order: np.ndarray, group_k: tuple[int, ...], avar: np.ndar
     m, count = sae.n_latents, len(group_k)
     if sorted(order.tolist()) != list(range(m)):
         raise AmortjaxError(f"order: not a permutation of the SAE's {m} latents")
-    ends = [round((i + 1) * m / count) for i in range(count)]
-    sizes = tuple(b - a for a, b in zip([0, *ends[:-1]], ends, strict=True))
+    sizes = split_sizes(m, (1 / count,) * count)
     if any(not 0 <= k <= size for k, size in zip(group_k, sizes, strict=True)) or sum(group_k) < 1:
         raise AmortjaxError(f"group_k {group_k}: each must be from 0 to its group's size, of {sizes}")
     extra = {"origin": jnp.asarray(order, jnp.float32)}

@@ -8,7 +8,7 @@ CPU).
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,10 @@ def train(
         Feed(source, stop=same.steps) as feed,
     ):
         found = checkpoints.header()
-        units = found.units if found else [_units(source, job.recipe) for job in jobs]
-        runs = [_Run(job, source, unit, pace) for job, unit in zip(jobs, units, strict=True)]
+        units = found.units if found else _units(source, jobs)
+        held = source.held_out(HELD_OUT)
+        rows = None if held is None else held[0]
+        runs = [_Run(job, unit, pace, rows, source.manifest) for job, unit in zip(jobs, units, strict=True)]
         first = found.step if found else 0
         if found:
             print(f"{state_folder}: going on after step {first}", file=sys.stderr)
@@ -131,16 +133,25 @@ def _common(jobs: Sequence[Job]) -> Recipe:
     return first
 
 
-def _units(source: Source, recipe: Recipe) -> saved.Units:
-    """Scale, centre and mean of the training rows, raw."""
-    return saved.Units(*scale_and_centre(source.sample(SAMPLE), recipe.b_dec_init, recipe.scale))
+def _units(source: Source, jobs: Sequence[Job]) -> list[saved.Units]:
+    """Scale, centre and mean of the training rows, raw, as each job's recipe wants them."""
+    sample = source.sample(SAMPLE)
+    return [saved.Units(*scale_and_centre(sample, job.recipe.b_dec_init, job.recipe.scale)) for job in jobs]
 
 
 class _Run:
     """One SAE on its way."""
 
-    def __init__(self, job: Job, source: Source, units: saved.Units, pace: Pace):
+    def __init__(
+        self,
+        job: Job,
+        units: saved.Units,
+        pace: Pace,
+        held_out: np.ndarray | None,
+        manifest: Mapping[str, Any],
+    ):
         self.job, self.recipe, self.units, self.pace = job, job.recipe, units, pace
+        self.manifest = manifest
         recipe, scale = job.recipe, units.scale
         module = (
             modules.start(recipe, units.centre / scale)
@@ -154,8 +165,7 @@ class _Run:
         # Steps do not depend on the seeds, and several of them should share one compilation.
         self.compiled = dataclasses.replace(recipe, seed=0, data_seed=0)
         self.mean = jnp.asarray(units.mean / scale, jnp.float32)
-        held = source.held_out(HELD_OUT)
-        self.held_out = None if held is None else jnp.asarray(held[0] / np.float32(scale))
+        self.held_out = None if held_out is None else jnp.asarray(held_out / np.float32(scale))
         self.meter, self.line, self.lam = Meter(), {}, None
         self.snapshots = {round(share * recipe.steps) for share in pace.save_at}
 
@@ -169,23 +179,19 @@ class _Run:
         return self.log
 
     def step(self, x: jax.Array, done: int) -> None:
-        self.state, report = step.train_step(
-            self.state, x / np.float32(self.units.scale), self.mean, graph=self.graph, recipe=self.compiled
-        )
+        x, recipe = x / np.float32(self.units.scale), self.recipe
+        self.state, report = step.train_step(self.state, x, self.mean, graph=self.graph, recipe=self.compiled)
         self.meter.add(report)
-        recipe = self.recipe
         # Not while the rate falls: what is made anew then would be saved half-trained.
         if (
             recipe.resample_every
             and done % recipe.resample_every == 0
             and done < recipe.decay_from * recipe.steps
         ):
-            x = x / np.float32(self.units.scale)
-            self.state = resample(self.state, x, graph=self.graph, recipe=recipe)
-        if self._due(done, self.pace.log_every, self.pace.eval_every, self.pace.gap_every) or self._due(
-            done, self.pace.checkpoint_every
-        ):
-            # Before a checkpoint too, so that what is saved has been seen to be finite.
+            self.state = resample(self.state, x, recipe.seed, graph=self.graph, recipe=self.compiled)
+        pace = self.pace
+        # Before a checkpoint too, so that what is saved has been seen to be finite.
+        if self._due(done, pace.log_every, pace.eval_every, pace.gap_every, pace.checkpoint_every):
             self._write(done)
         if done in self.snapshots and done < recipe.steps:
             self._snapshot(done)
@@ -222,6 +228,10 @@ class _Run:
         )
         info = Info(
             name=self.job.name,
+            model_name=str(self.manifest.get("model_name", "")),
+            layer_index=self.manifest.get("layer_index"),
+            hook=str(self.manifest.get("hook", "")),
+            trained_on=str(self.manifest.get("corpus_fingerprint", "")),
             lam_train=recipe.lam * scale if lasso and recipe.lam is not None else None,
             notes=(f"trained on inputs divided by {scale:.7g}",),
         )

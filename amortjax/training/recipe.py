@@ -1,7 +1,8 @@
 """Every number of a training run that changes its result, with the defaults and where they come from."""
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
 
 from amortjax.errors import AmortjaxError
 
@@ -35,6 +36,23 @@ MOST_TOKENS = 2**30
 SPARSITY = ("k", "lam", "target_l0", "group_k")
 # LocA's budgets for 8 groups, the group of the highest angular variance first.
 LOCA_K = "6/5/4/3/3/2/2/1"
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _numbers(flag: str, text: str, kind: type[Number], what: str) -> tuple[Number, ...]:
+    try:
+        return tuple(kind(part) for part in text.split("/"))
+    except ValueError:
+        raise AmortjaxError(f"--{flag}={text}: not {what} joined by '/'") from None
+
+
+def split_sizes(m: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """M latents split by shares that add up to 1. Ends are rounded, not sizes: shares that divide M in theory then
+    do so here."""
+    ends = [round(sum(shares[: i + 1]) * m) for i in range(len(shares))]
+    return tuple(b - a for a, b in zip([0, *ends[:-1]], ends, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,10 +214,7 @@ class Recipe:
         """k of each group: loca, and an mlp with groups; () for other variants."""
         if self.group_k is None:
             return ()
-        try:
-            ks = tuple(int(k) for k in self.group_k.split("/"))
-        except ValueError:
-            raise AmortjaxError(f"--group_k={self.group_k}: not whole numbers joined by '/'") from None
+        ks = _numbers("group_k", self.group_k, int, "whole numbers")
         if sum(ks) < 1:
             raise AmortjaxError(f"--group_k={self.group_k}: no latent could fire")
         return ks
@@ -213,9 +228,7 @@ class Recipe:
             shares = self._shares() or (1 / count,) * count
         else:
             return ()
-        # Ends rounded, not sizes: shares that divide M in theory then do so here.
-        ends = [round(sum(shares[: i + 1]) * self.n_latents) for i in range(len(shares))]
-        sizes = tuple(b - a for a, b in zip([0, *ends[:-1]], ends, strict=True))
+        sizes = split_sizes(self.n_latents, shares)
         if min(sizes) < 1:
             raise AmortjaxError(
                 f"{len(sizes)} groups of --n_latents={self.n_latents} (--groups, --group_k): one would be empty"
@@ -225,10 +238,7 @@ class Recipe:
     def _shares(self) -> tuple[float, ...]:
         if self.groups is None:
             return ()
-        try:
-            shares = tuple(float(share) for share in self.groups.split("/"))
-        except ValueError:
-            raise AmortjaxError(f"--groups={self.groups}: not numbers joined by '/'") from None
+        shares = _numbers("groups", self.groups, float, "numbers")
         if not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6):
             raise AmortjaxError(f"--groups={self.groups}: the shares must be positive and add up to 1")
         return shares

@@ -20,13 +20,13 @@ KEPT = ("b_dec", "W_hidden", "b_hidden")
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "recipe"), donate_argnums=0)
-def resample(state: step.State, x: jax.Array, *, graph: Any, recipe: Recipe) -> step.State:
+def resample(state: step.State, x: jax.Array, seed: int, *, graph: Any, recipe: Recipe) -> step.State:
     """Latents that were silent since the last resampling get the direction of a token of x (N, D), drawn with
     probability as its squared error's square, each token once; no bias, the first threshold, and Adam's moments start
     again. With more dead latents than tokens the rest waits for the next time."""
     dead = state.silent >= recipe.resample_every * recipe.batch_size
     dead = dead & (jnp.cumsum(dead) <= len(x))
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
     sae = modules.as_sae(graph, state.weights)
     error = jnp.sum(jnp.square(x - decode(sae, encode_normalised(sae, x))), axis=1)
     # Without replacement (Gumbel top-k): two latents from one token would be the same latent for good.

@@ -134,11 +134,20 @@ def source_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(found))  # as a file has it: tuples become lists
 
 
+def _steps(folder: Path) -> list[Path]:
+    parts = folder.iterdir() if folder.is_dir() else ()
+    return [part for part in parts if part.name.isdigit() and part.is_dir()]
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether a folder holds checkpoints of steps."""
+    return bool(_steps(folder))
+
+
 def clear_steps(folder: Path) -> None:
     """Removes the checkpoints of steps in a folder, and the folder if nothing else is in it."""
-    for part in folder.iterdir() if folder.is_dir() else ():
-        if part.name.isdigit() and part.is_dir():
-            shutil.rmtree(part)
+    for part in _steps(folder):
+        shutil.rmtree(part)
     with contextlib.suppress(OSError):
         folder.rmdir()
 

@@ -25,13 +25,12 @@ class State(NamedTuple):
     optimizer: Any
     silent: jax.Array  # (M,) int32, tokens since a latent last fired
     threshold: jax.Array  # () running mean of the smallest firing value; -1 before it is first measured
-    anneal: (
-        jax.Array
-    )  # (3,) p_anneal: the penalty's factor, its running means with the exponent of now, of next
+    # (3,) p_anneal: the penalty's factor, its running means with the exponent of now, of next
+    anneal: jax.Array
 
 
 class Report(NamedTuple):
-    """Sums over the tokens of one step, (): see `log.Meter`."""
+    """Sums over the tokens of one step, (): see `meter.Meter`."""
 
     loss: jax.Array
     error: jax.Array  # sum of |x - x_hat|^2

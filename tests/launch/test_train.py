@@ -131,12 +131,13 @@ def test_a_width_that_does_not_fit_is_told_before_anything_is_written(store, tmp
     assert not (tmp_path / "second").exists()
 
 
-def test_a_sweep_and_a_list_of_flagfiles_share_their_batches(store, tmp_path):
+def test_a_sweep_and_a_list_of_flagfiles_share_their_batches(store, tmp_path, capsys):
     (tmp_path / "relu.flags").write_text("--variant=standard\n--lam=0.3\n")
     (tmp_path / "top.flags").write_text("--k=2\n")
     files = (str(tmp_path / "relu.flags"), str(tmp_path / "top.flags"))
     config = _config(tmp_path / "out", k=None, configs=files, sweep=("n_latents:16/24",))
     paths = launcher.train(config, store)
+    assert "trained already" not in capsys.readouterr().err
     names = [path.parent.name for path in paths]
     assert names == ["relu_n_latents_16", "relu_n_latents_24", "top_n_latents_16", "top_n_latents_24"]
     saes = [load_sae(path) for path in paths]

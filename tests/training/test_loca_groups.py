@@ -10,6 +10,7 @@ from amortjax.errors import AmortjaxError
 from amortjax.saes import api
 from amortjax.saes.sae import SAE
 from amortjax.training import loca
+from amortjax.training.recipe import LOCA_K, Recipe
 
 D, M = 16, 12
 
@@ -105,9 +106,10 @@ def test_bad_groups_are_refused(sae, order, ks, text):
 
 
 def test_budgets_of_the_controls():
-    assert sum(loca.GROUP_K) == 26
+    published = Recipe(variant="loca", group_k=LOCA_K).check().group_ks()
+    assert sum(published) == 26
     assert loca.uniform(26, 8) == (4, 4, 3, 3, 3, 3, 3, 3)
-    scaled = loca.scaled(loca.GROUP_K, 20)
+    scaled = loca.scaled(published, 20)
     assert sum(scaled) == 20 and list(scaled) == sorted(scaled, reverse=True)
-    exact = np.asarray(loca.GROUP_K) * 20 / 26
+    exact = np.asarray(published) * 20 / 26
     assert np.abs(np.asarray(scaled) - exact).max() < 1

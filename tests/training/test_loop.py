@@ -234,7 +234,10 @@ def test_snapshots_are_saes_of_their_step(planted, tmp_path):
     names = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
     assert names == ["0", "120"]  # the last step's is the SAE itself
     x = planted.read(planted.rows("test"))
-    before, later = (_measure(load_sae(tmp_path / "checkpoints" / name), x)[0] for name in names)
+    saes = [load_sae(tmp_path / "checkpoints" / name) for name in names]
+    before, later = (_measure(sae, x)[0] for sae in saes)
+    # What evaluation needs to refuse the rows that it was trained on.
+    assert {(sae.info.trained_on, sae.info.layer_index) for sae in saes} == {("planted", 3)}
     assert later < before
 
 

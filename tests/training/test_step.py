@@ -90,7 +90,7 @@ def test_resampling_makes_the_dead_anew_and_leaves_the_rest(variant):
     dead = np.arange(M) % 4 == 0
     state = state._replace(silent=jnp.where(jnp.asarray(dead), 5 * N, 0))
     before, x = jax.tree.map(np.array, state), _x(9)
-    after = jax.tree.map(np.array, resample(state, x, graph=graph, recipe=recipe))
+    after = jax.tree.map(np.array, resample(state, x, 0, graph=graph, recipe=recipe))
     alike = jax.tree.structure(before) == jax.tree.structure(after)
     assert alike and not after.silent[dead].any()
     if variant == "jumprelu":  # the threshold that a latent died of would keep it dead
@@ -121,6 +121,6 @@ def test_badly_reconstructed_tokens_are_drawn_more_often():
     x = np.full((N, D), 1e-3, np.float32)
     x[3] = [10, -10, 10, -10, 10, 10, 10, -10]
     state = state._replace(silent=jnp.full(M, 10 * N))
-    after = resample(state, jnp.asarray(x), graph=graph, recipe=recipe)
+    after = resample(state, jnp.asarray(x), 0, graph=graph, recipe=recipe)
     # One token is badly reconstructed, each is drawn once: the first dead latent gets it.
     np.testing.assert_allclose(np.abs(np.asarray(after.weights["w_dec"][0])), 1 / np.sqrt(D), rtol=1e-3)

@@ -53,8 +53,7 @@ class Peer:
             if not hasattr(self.trainer, name):
                 raise AttributeError(f"{told['trainer']} has no {name}")
             setattr(self.trainer, name, value)
-        if "weights" in told:
-            self._start(np.load(told["weights"]))
+        self._start(np.load(told["weights"]))
         self.rows = np.load(told["rows"], mmap_mode="r")
         self.order = np.load(told["order"], mmap_mode="r")
         self.step, self.device = 0, options["device"]
