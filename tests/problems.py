@@ -30,13 +30,18 @@ def toy_sae(variant: str = "topk", d: int = 16, m: int = 64, k: int = 4, seed: i
         "standard": {},
         "topk": {},
         "signed_topk": {},
+        "abs_topk": {},
+        "matching_pursuit": {
+            "residual_threshold": jnp.asarray(0.1), "max_iterations": jnp.asarray(float(k)),
+            "stop_on_duplicate": jnp.asarray(1.0),
+        },
         "jumprelu": {"threshold": zeros + 1.0},
         "batch_topk": {"threshold": jnp.asarray(1.0)},
         "matryoshka": {"threshold": jnp.asarray(1.0)},
         "gated": {"r_mag": zeros + 0.1, "b_gate": zeros - 1.0, "b_mag": zeros},
         "loca": {},
         "mlp": {"W_hidden": atoms.T[None, :, :8], "b_hidden": zeros[None, :8], "W_up": 0.3 * atoms.T[:8]},
-    }[variant]
+    }[variant]  # fmt: skip
     b_enc = zeros - 1.0 if variant == "standard" else zeros
     groups = (m // 4, m - m // 4) if variant in ("matryoshka", "loca") else ()
     group_k = (1, k - 1) if variant == "loca" else ()

@@ -17,14 +17,20 @@ def check(sae: SAE, source: str) -> SAE:
     _check_shapes(sae, source)
     _check_settings(sae, source)
     for name, array in tensors(sae).items():
-        values = np.asarray(array)
-        bad = values.size - int(np.isfinite(values).sum())
+        bad = _not_finite(np.asarray(array).reshape(-1))
         if bad:
             raise CheckpointError(
-                f"{source}: {name} holds {bad} NaN or infinite values of {values.size}: the checkpoint is "
+                f"{source}: {name} holds {bad} NaN or infinite values of {array.size}: the checkpoint is "
                 "damaged or its training diverged"
             )
     return sae
+
+
+def _not_finite(values: np.ndarray, block: int = 2**22) -> int:
+    """How many of values (T,) are NaN or infinite; in blocks, to take no memory of their number."""
+    return sum(
+        int((~np.isfinite(values[first : first + block])).sum()) for first in range(0, values.size, block)
+    )
 
 
 def tensors(sae: SAE) -> dict:
@@ -62,6 +68,10 @@ def _extra_shapes(sae: SAE) -> dict[str, tuple[tuple[int, ...], ...]]:
         "origin": ((m,),),
         "avar": ((m,),),
     }
+    decoder = {"f_dec": ((m,),), "W_skip": ((sae.d_in, sae.d_out),)}
+    records |= {name: shapes for name, shapes in decoder.items() if name in sae.extra}
+    if sae.variant == "matching_pursuit":
+        return dict.fromkeys(VARIANTS[sae.variant].extra, ((),)) | records
     if sae.variant != "mlp":
         return dict.fromkeys(VARIANTS[sae.variant].extra, ((m,), ())) | records
     # One hidden layer for all latents, or one for each group, all of one width.
@@ -81,7 +91,7 @@ def _check_settings(sae: SAE, source: str) -> None:
         raise CheckpointError(
             f"{source}: batch_rule is for {', '.join(_batch_variants())}, not {sae.variant}"
         )
-    if (sae.variant == "topk" or sae.batch_rule) and sae.k is None:
+    if (sae.variant in ("topk", "signed_topk", "abs_topk") or sae.batch_rule) and sae.k is None:
         raise CheckpointError(f"{source}: k is not in the file: load it with k=...")
     if sae.k is not None and not 0 < sae.k <= m:
         raise CheckpointError(f"{source}: k = {sae.k} must be from 1 to the number of latents, {m}")

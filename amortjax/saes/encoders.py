@@ -70,6 +70,42 @@ def encode_signed_topk(sae: SAE, c: jax.Array) -> jax.Array:
     return _written(sae, value, index)
 
 
+def encode_abs_topk(sae: SAE, c: jax.Array) -> jax.Array:
+    """The k pre-activations largest in magnitude, with their sign (SAELens' abstopk): c (D,) -> z (M,)."""
+    pre = preactivation(sae, c)
+    _, index = jax.lax.top_k(jnp.abs(pre), _needed_k(sae))
+    return _written(sae, pre[index], index)
+
+
+def encode_matching_pursuit(sae: SAE, c: jax.Array) -> jax.Array:
+    """One latent after the other, each the best match of what is left of the input (MP-SAE, Costa et al. 2025,
+    arXiv 2506.03093): c (D,) -> z (M,).
+
+    A token is done when an iteration added no new latent (if `stop_on_duplicate`), when what is left is shorter than
+    `residual_threshold`, or after `max_iterations`: all () in `extra`.
+    """
+    threshold, most, stop = (
+        sae.extra[name] for name in ("residual_threshold", "max_iterations", "stop_on_duplicate")
+    )
+
+    def go_on(state):
+        _, _, count, done = state
+        return ~done & (count < most)
+
+    def step(state):
+        left, z, count, _ = state
+        match = jax.nn.relu(jnp.matmul(left, sae.W_enc, precision=HIGHEST))
+        best = jnp.argmax(match)
+        value = match[best]
+        known = (z[best] != 0) | (value == 0)
+        left = left - value * sae.W_dec[best]
+        done = ((stop > 0) & known) | (jnp.linalg.norm(left) < threshold)
+        return left, z.at[best].add(value), count + 1, done
+
+    start = (c, jnp.zeros((sae.n_latents,), c.dtype), 0, jnp.linalg.norm(c) < threshold)
+    return jax.lax.while_loop(go_on, step, start)[1]
+
+
 def encode_loca(sae: SAE, c: jax.Array) -> jax.Array:
     """Of each group its group_k largest pre-activations, then ReLU (LocA-SAE, "The Price of Amortized Inference
     in Sparse Autoencoders", group TopK): c (D,) -> z (M,). With one group this is TopK."""
@@ -89,6 +125,10 @@ def largest_of_groups(
 
     sum(sizes) = M, 0 <= ks[g] <= sizes[g], some k positive.
     """
+    if len(set(sizes)) == 1 and len(set(ks)) == 1:
+        value, index = jax.lax.top_k(pre.reshape(*pre.shape[:-1], len(sizes), sizes[0]), ks[0])
+        index = index + (sizes[0] * jnp.arange(len(sizes)))[:, None]
+        return value.reshape(*pre.shape[:-1], -1), index.reshape(*pre.shape[:-1], -1)
     values, latents, first = [], [], 0
     for size, k in zip(sizes, ks, strict=True):  # few and static, so unrolled
         if k:
@@ -190,6 +230,10 @@ VARIANTS = {
     "standard": Variant(encode_standard),
     "topk": Variant(encode_topk),
     "signed_topk": Variant(encode_signed_topk, signed=True),
+    "abs_topk": Variant(encode_abs_topk, signed=True),
+    "matching_pursuit": Variant(
+        encode_matching_pursuit, extra=("residual_threshold", "max_iterations", "stop_on_duplicate")
+    ),
     "jumprelu": Variant(encode_jumprelu, extra=("threshold",)),
     "gated": Variant(encode_gated, extra=("r_mag", "b_gate", "b_mag")),
     "loca": Variant(encode_loca, grouped=True),

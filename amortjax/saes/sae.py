@@ -139,9 +139,9 @@ def unit_decoder(sae: SAE) -> SAE:
     W_enc, b_enc, W_up, thresholds and gates take the factor, W_dec loses it; a gate's r_mag is a ratio and
     stays. Rows of norm 0 stay. Not for top-k rules, whose ranking of latents would change.
     """
-    if sae.k is not None or sae.group_k or sae.rescale:
+    if sae.k is not None or sae.group_k or sae.rescale or sae.variant == "matching_pursuit":
         raise AmortjaxError(
-            f"the decoder of a {sae.variant} SAE with k can't be normalised: its ranking would change"
+            f"the decoder of a {sae.variant} SAE can't be normalised: its ranking of latents would change"
         )
     norm = jnp.linalg.norm(sae.W_dec, axis=1)
     norm = jnp.where(norm > 0, norm, 1)

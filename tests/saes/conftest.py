@@ -26,6 +26,8 @@ def make_sae():
         }  # fmt: skip
         if VARIANTS[variant].batch:
             arrays["threshold"] = jnp.asarray(0.8, jnp.float32)
+        scalars = {"residual_threshold": 0.5, "max_iterations": 6, "stop_on_duplicate": 1}
+        arrays |= {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}
         if variant == "mlp":  # a hidden layer per group
             other = np.random.default_rng(3)
             shapes = {
@@ -43,6 +45,9 @@ def make_sae():
             groups=GROUPS if variant in ("matryoshka", "loca", "mlp") else (),
             group_k=GROUP_K if variant == "loca" else (), info=Info(name="random", lam_train=0.1),
         )  # fmt: skip
+        if variant == "matching_pursuit":  # tied, with unit atoms: what is left gets shorter each time
+            atoms = sae.W_dec / jnp.linalg.norm(sae.W_dec, axis=1, keepdims=True)
+            sae = dataclasses.replace(sae, W_enc=atoms.T, W_dec=atoms)
         return dataclasses.replace(sae, **replacements)
 
     return make

@@ -50,11 +50,32 @@ def reference(sae, x: np.ndarray) -> np.ndarray:
         return np.where(relu >= np.sort(relu, axis=1)[:, [-sae.k]], relu, 0)
     if sae.variant == "signed_topk":
         return np.where(pre >= np.sort(pre, axis=1)[:, [-sae.k]], pre, 0)
+    if sae.variant == "abs_topk":
+        return np.where(abs(pre) >= np.sort(abs(pre), axis=1)[:, [-sae.k]], pre, 0)
+    if sae.variant == "matching_pursuit":
+        return np.stack([pursued(sae, row) for row in c])
     if sae.variant == "gated":
         return np.where(
             pre + extra["b_gate"] > 0, np.maximum(np.exp(extra["r_mag"]) * pre + extra["b_mag"], 0), 0
         )
     return np.where(pre > extra["threshold"], relu, 0)
+
+
+def pursued(sae, left: np.ndarray) -> np.ndarray:
+    """The codes of one centred token: the best match again and again."""
+    encoder, atoms = np.asarray(sae.W_enc, np.float64), np.asarray(sae.W_dec, np.float64)
+    z, limits = np.zeros(sae.n_latents), {name: float(value) for name, value in sae.extra.items()}
+    for _ in range(int(limits["max_iterations"])):
+        if np.linalg.norm(left) < limits["residual_threshold"]:
+            break
+        match = np.maximum(left @ encoder, 0)
+        best = int(match.argmax())
+        known = z[best] != 0 or match[best] == 0
+        z[best] += match[best]
+        left = left - match[best] * atoms[best]
+        if known and limits["stop_on_duplicate"]:
+            break
+    return z
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -15,7 +15,7 @@ from amortjax.saes.formats import load_sae
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "formats"
 FOLDERS = sorted(folder for folder in GOLDEN.iterdir() if folder.is_dir())
-# Arrays that need a choice: {folder: [(choices, z, xhat)]}. Without an entry: no choice, `z` and `xhat`.
+# {folder: [(choices, z, xhat)]} where arrays need a choice; without an entry: no choice, `z` and `xhat`.
 CHOICES = {
     "dl_batch_topk": [({}, "z", "xhat"), ({"batch_rule": True}, "z_batchtopk", "xhat_batchtopk")],
     "dl_batch_topk_backup": [({}, "z_scaled", "xhat_scaled"), ({"norm_factor": 1}, "z", "xhat")],
@@ -25,10 +25,24 @@ CHOICES = {
         ({"normalize_decoder": True}, "z_load_dictionary", "xhat_load_dictionary"),
     ],
     "dl_topk": [({}, "z", "xhat"), ({"threshold": True}, "z_threshold", "xhat_threshold")],
+    "overcomplete_batchtopk": [({"threshold": 0.5}, "z", "xhat")],
+    "saelens6_batchtopk_training": [({"batch_rule": True}, "z", "xhat")],
+    "saelens6_matryoshka_batchtopk_training": [({"batch_rule": True}, "z", "xhat")],
+    "saelens6_standard_expected_average_only_in": [
+        ({}, "z", "xhat"),
+        ({"norm_factor": 0.37}, "z_folded", "xhat_folded"),
+    ],
 }
+# One file of a folder with several.
+FILES = {"openai_topk": ("8.pt", "8_raw_state_dict.pt"), "seed_loca_sae": ("",)}
+REFUSED = {"saelens6_temporal": "temporal"}
 CASES = [
-    pytest.param(folder, *case, id=f"{folder.name}-{case[1]}")
+    pytest.param(
+        folder / file, *case, id=f"{folder.name}-{file}-{case[1]}" if file else f"{folder.name}-{case[1]}"
+    )
     for folder in FOLDERS
+    if folder.name not in REFUSED
+    for file in FILES.get(folder.name, ("",))
     for case in CHOICES.get(folder.name, [({}, "z", "xhat")])
 ]
 
@@ -38,19 +52,29 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
 
 
 def test_there_are_golden_files():
-    assert len(FOLDERS) >= 8
+    assert len(FOLDERS) >= 51
 
 
-@pytest.mark.parametrize(("folder", "choices", "z_key", "xhat_key"), CASES)
-def test_golden_codes_and_reconstructions(folder, choices, z_key, xhat_key):
-    golden, sae = np.load(folder / "golden.npz"), load_sae(folder, **choices)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what a file leaves open is said aloud
+@pytest.mark.parametrize(("path", "choices", "z_key", "xhat_key"), CASES)
+def test_golden_codes_and_reconstructions(path, choices, z_key, xhat_key):
+    folder = next(parent for parent in (path, *path.parents) if parent.parent == GOLDEN)
+    golden, sae = np.load(folder / "golden.npz"), load_sae(path, **choices)
     z = api.encode(sae, golden["x"])
     np.testing.assert_array_equal(z != 0, golden[z_key] != 0)
     assert_close(z, golden[z_key])
     if xhat_key:
         # The golden codes are decoded, so that this tests the decoder alone.
-        assert_close(api.decode(sae, golden[z_key], golden["x"]), golden[xhat_key])
-        assert_close(api.reconstruct(sae, golden["x"]), golden[xhat_key])
+        xhat, whole = golden[xhat_key], golden["y"] if "y" in golden else golden[xhat_key]
+        assert_close(api.decode(sae, golden[z_key], golden["x"]), xhat.reshape(len(xhat), -1))
+        assert_close(api.reconstruct(sae, golden["x"]), whole)
+
+
+@pytest.mark.parametrize(("folder", "text"), REFUSED.items())
+def test_what_no_token_alone_can_encode_is_refused(folder, text):
+    with pytest.raises(CheckpointError, match=text) as caught:
+        load_sae(GOLDEN / folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_exact_tie_with_the_threshold_does_not_fire():

@@ -23,7 +23,7 @@ def test_unit_decoder_keeps_reconstructions(variant, make_sae, tokens):
 
 @pytest.mark.parametrize("variant", ["topk", "loca"])
 def test_a_top_k_rule_is_not_normalised(variant, make_sae):
-    with pytest.raises(AmortjaxError, match="ranking would change"):
+    with pytest.raises(AmortjaxError, match="ranking of latents would change"):
         unit_decoder(make_sae(variant))
 
 

@@ -1,6 +1,6 @@
 """Reading SAEs: one reader per library, found by what is on disk. `load_sae` is the way in.
 
-To add a format: one file with `detect(path)` and `load(path, **choices)`, one line in FORMATS; to write it, a
+To add a format: one file with `detect(opened)` and `load(opened, **choices)`, one line in FORMATS; to write it, a
 line in WRITERS.
 """
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amortjax.errors import AmortjaxError, CheckpointError
-from amortjax.saes import checkpoint
-from amortjax.saes.formats import dictionary_learning, hub, loca, loca_writer
+from amortjax.saes.formats import dictionary_learning, hub, loca, loca_writer, native
+from amortjax.saes.formats.opened import CONTAINERS, Opened, open_weights
 from amortjax.saes.sae import SAE
 
 
 class Format(NamedTuple):
-    """One library's layout. `detect` sees one file. Where a folder may hold several such files, `main` gives the
-    one that is the folder's SAE."""
+    """One library's layout. `detect` sees one file, opened, and whatever lies beside it. Where a folder may hold
+    several such files, `main` gives the one that is the folder's SAE."""
 
-    detect: Callable[[Path], bool]
+    detect: Callable[[Opened], bool]
     load: Callable[..., SAE]
     choices: tuple[str, ...] = ()
     main: Callable[[Path], Path] = lambda file: file
@@ -31,14 +31,14 @@ class Writer(NamedTuple):
 
 
 FORMATS = {
-    "native": Format(checkpoint.is_native, checkpoint.load_native),
+    "native": Format(native.detect, native.load_native),
     "dictionary_learning": Format(
         dictionary_learning.detect, dictionary_learning.load, dictionary_learning.CHOICES
     ),
     "loca": Format(loca.detect, loca.load, loca.CHOICES, loca.main_file),
 }
 WRITERS = {
-    "native": Writer(checkpoint.save_native),
+    "native": Writer(native.save_native),
     "loca": Writer(loca_writer.save, loca_writer.CHOICES),
 }
 
@@ -51,9 +51,9 @@ def load_sae(path_or_hub_id: str | os.PathLike, **choices: Any) -> SAE:
     remedy.
     """
     path = _local(path_or_hub_id)
-    name, file = _only_sae(path)
-    _check_choices(file, name, choices, FORMATS[name].choices)
-    return FORMATS[name].load(file, **choices)
+    name, opened = _only_sae(path)
+    _check_choices(opened.path, name, choices, FORMATS[name].choices)
+    return FORMATS[name].load(opened, **choices)
 
 
 def save_sae(sae: SAE, path: str | os.PathLike, format: str = "native", **choices: Any) -> Path:
@@ -87,25 +87,34 @@ def _local(path_or_hub_id: str | os.PathLike) -> Path:
     raise CheckpointError(f"{path}: no such file or folder")
 
 
-def _only_sae(path: Path) -> tuple[str, Path]:
-    """(format, file) of the one SAE at or below `path`."""
+def _only_sae(path: Path) -> tuple[str, Opened]:
+    """The one SAE at or below `path`: its format, and its file opened."""
     if path.is_file():
-        for name, form in FORMATS.items():
-            if form.detect(path):
-                return name, path
-        raise CheckpointError(f"{path}: not an SAE of a known format ({', '.join(FORMATS)})")
-    found, error = [], None
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        opened = open_weights(path)
+        name = opened and _format_of(opened)
+        if not opened or not name:
+            raise CheckpointError(f"{path}: not an SAE of a known format ({', '.join(FORMATS)})")
+        return name, opened
+    found, error = {}, None
+    for file in sorted(file for file in path.rglob("*") if file.suffix in CONTAINERS and file.is_file()):
         try:
-            hits = [(name, form.main(file)) for name, form in FORMATS.items() if form.detect(file)]
-            found += [hit for hit in hits if hit not in found]
+            opened = open_weights(file)
+            name = opened and _format_of(opened)
         except CheckpointError as caught:
             # Another file of the folder may be the SAE; if none is, this is why.
             error = error or caught
+            continue
+        if opened and name:
+            found.setdefault(FORMATS[name].main(file), name)
     if len(found) == 1:
-        return found[0]
+        [(file, name)] = found.items()
+        return name, Opened(file, CONTAINERS[file.suffix](file))
     if found:
-        files = ", ".join(str(file.relative_to(path)) for _, file in found[:8])
+        files = ", ".join(str(file.relative_to(path)) for file in list(found)[:8])
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
         raise CheckpointError(f"{path}: holds {len(found)} SAEs; give the path of one: {files}{more}")
     raise error or CheckpointError(f"{path}: no SAE of a known format ({', '.join(FORMATS)}) in this folder")
+
+
+def _format_of(opened: Opened) -> str | None:
+    return next((name for name, form in FORMATS.items() if form.detect(opened)), None)

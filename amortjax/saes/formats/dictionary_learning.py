@@ -5,7 +5,6 @@ Linear layers keep weights as (out, in), so they are transposed here and nowhere
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,62 +14,63 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats import pickle_reader
-from amortjax.saes.formats.common import Tensors, array, build, read_json
+from amortjax.saes.formats.common import build
+from amortjax.saes.formats.hooks import site
+from amortjax.saes.formats.opened import Opened, read_json
 from amortjax.saes.sae import SAE, Info, unit_decoder, unscale_input
 
 CHOICES = ("dict_class", "k", "threshold", "normalize_decoder", "norm_factor", "batch_rule")
 BACKUP = {"step", "ae", "optimizer", "config", "norm_factor"}
 
 
-def _linear(t: Tensors) -> tuple[np.ndarray, np.ndarray]:
-    return array(t, "encoder.weight").T, array(t, "decoder.weight").T
+def _linear(t: Opened) -> tuple[np.ndarray, np.ndarray]:
+    return t.array("encoder.weight", transpose=True), t.array("decoder.weight", transpose=True)
 
 
-def _autoencoder(t: Tensors) -> SAE:
+def _autoencoder(t: Opened) -> SAE:
     """Its `bias` is b_dec: subtracted before encoding, added after decoding."""
-    (w_enc, w_dec), bias = _linear(t), array(t, "bias")
-    return build("standard", w_enc, array(t, "encoder.bias"), w_dec, bias, bias)
+    (w_enc, w_dec), bias = _linear(t), t.array("bias")
+    return build("standard", w_enc, t.array("encoder.bias"), w_dec, bias, bias)
 
 
-def _autoencoder_new(t: Tensors) -> SAE:
+def _autoencoder_new(t: Opened) -> SAE:
     w_enc, w_dec = _linear(t)
-    return build("standard", w_enc, array(t, "encoder.bias"), w_dec, array(t, "decoder.bias"), None)
+    return build("standard", w_enc, t.array("encoder.bias"), w_dec, t.array("decoder.bias"), None)
 
 
-def _gated(t: Tensors) -> SAE:
-    (w_enc, w_dec), bias = _linear(t), array(t, "decoder_bias")
-    extra = {"r_mag": array(t, "r_mag"), "b_gate": array(t, "gate_bias"), "b_mag": array(t, "mag_bias")}
+def _gated(t: Opened) -> SAE:
+    (w_enc, w_dec), bias = _linear(t), t.array("decoder_bias")
+    extra = {"r_mag": t.array("r_mag"), "b_gate": t.array("gate_bias"), "b_mag": t.array("mag_bias")}
     return build("gated", w_enc, None, w_dec, bias, bias, extra)
 
 
-def _k(t: Tensors) -> int | None:
-    return int(array(t, "k")) if "k" in t else None
+def _k(t: Opened) -> int | None:
+    return int(t.integers("k")) if "k" in t.keys and t.content["k"] is not None else None
 
 
-def _topk(t: Tensors) -> SAE:
+def _topk(t: Opened) -> SAE:
     """Per-row top-k; the stored threshold is used only if asked for (choice `threshold=True`)."""
-    (w_enc, w_dec), bias = _linear(t), array(t, "b_dec")
-    return build("topk", w_enc, array(t, "encoder.bias"), w_dec, bias, bias, k=_k(t))
+    (w_enc, w_dec), bias = _linear(t), t.array("b_dec")
+    return build("topk", w_enc, t.array("encoder.bias"), w_dec, bias, bias, k=_k(t))
 
 
-def _batch_topk(t: Tensors) -> SAE:
-    extra = {"threshold": jnp.asarray(array(t, "threshold"))}
+def _batch_topk(t: Opened) -> SAE:
+    extra = {"threshold": jnp.asarray(t.array("threshold"))}
     return dataclasses.replace(_topk(t), variant="batch_topk", extra=extra)
 
 
-def _matryoshka(t: Tensors) -> SAE:
-    bias, groups = array(t, "b_dec"), tuple(int(size) for size in array(t, "group_sizes"))
+def _matryoshka(t: Opened) -> SAE:
+    bias, groups = t.array("b_dec"), tuple(int(size) for size in t.integers("group_sizes").reshape(-1))
     return build(
-        "matryoshka", array(t, "W_enc"), array(t, "b_enc"), array(t, "W_dec"), bias, bias,
-        {"threshold": array(t, "threshold")}, k=_k(t), groups=groups,
+        "matryoshka", t.array("W_enc"), t.array("b_enc"), t.array("W_dec"), bias, bias,
+        {"threshold": t.array("threshold")}, k=_k(t), groups=groups,
     )  # fmt: skip
 
 
-def _jumprelu(t: Tensors) -> SAE:
+def _jumprelu(t: Opened) -> SAE:
     """b_dec is not subtracted before encoding (a run-time attribute of the class that no file stores)."""
-    w_enc, b_enc, w_dec, b_dec = (array(t, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    return build("jumprelu", w_enc, b_enc, w_dec, b_dec, None, {"threshold": array(t, "threshold")})
+    w_enc, b_enc, w_dec, b_dec = (t.array(key) for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    return build("jumprelu", w_enc, b_enc, w_dec, b_dec, None, {"threshold": t.array("threshold")})
 
 
 class _Keys:
@@ -80,7 +80,7 @@ class _Keys:
     plain = frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"})
 
 
-CLASSES: dict[str, tuple[frozenset[str], Callable[[Tensors], SAE]]] = {
+CLASSES: dict[str, tuple[frozenset[str], Callable[[Opened], SAE]]] = {
     "AutoEncoder": (_Keys.linear | {"bias"}, _autoencoder),
     "AutoEncoderNew": (_Keys.linear | {"decoder.bias"}, _autoencoder_new),
     "GatedAutoEncoder": (
@@ -96,41 +96,34 @@ CLASSES: dict[str, tuple[frozenset[str], Callable[[Tensors], SAE]]] = {
 OPTIONAL = {"k", "threshold"}
 
 
-def _classes_with(keys: set[str]) -> list[str]:
+def _classes_with(keys: frozenset[str]) -> list[str]:
     return [name for name, (needed, _) in CLASSES.items() if needed <= keys <= needed | OPTIONAL]
 
 
-def _state_dict(loaded: Any) -> Tensors:
-    return loaded["ae"] if isinstance(loaded, dict) and set(loaded) == BACKUP else loaded
+def _state_dict(opened: Opened) -> Opened:
+    return opened.within("ae") if opened.keys == BACKUP else opened
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is a `.pt` with the keys of one of the classes. Raises CheckpointError for a hostile
-    file."""
-    if path.suffix != ".pt" or not path.is_file():
-        return False
-    tensors = _state_dict(pickle_reader.read(path))
-    return isinstance(tensors, dict) and bool(_classes_with(set(tensors)))
+def detect(opened: Opened) -> bool:
+    """Whether it has the keys of one of the classes."""
+    return opened.path.suffix == ".pt" and bool(_classes_with(_state_dict(opened).keys))
 
 
-def load(path: Path, **choices: Any) -> SAE:
+def load(opened: Opened, **choices: Any) -> SAE:
     """Reads `ae.pt`; choices (all optional): `dict_class`, `k`, `batch_rule`, `normalize_decoder`
     (AutoEncoder rows to norm 1, as load_dictionary does), `threshold` (a number, or True for the stored
     one, instead of top-k), `norm_factor` (what activations were divided by in training; a backup's own by
     default, 1 = leave as it is).
     """
-    loaded, config = pickle_reader.read(path), _config(path)
-    tensors = _state_dict(loaded)
+    path, config, tensors = opened.path, _config(opened.path), _state_dict(opened)
     trainer = config.get("trainer", {})
     name = choices.get("dict_class") or trainer.get("dict_class") or _only_class(path, tensors)
     sae = _convert(path, name, tensors)
-    stored = (
-        array(tensors, "threshold") if "threshold" in tensors and tensors["threshold"] is not None else None
-    )
+    stored = tensors.array("threshold") if tensors.content.get("threshold") is not None else None
     sae = _choose_rule(path, sae, stored, choices, trainer.get("k"))
     factor = choices.get("norm_factor")
-    if tensors is not loaded:
-        factor = factor if factor is not None else loaded["norm_factor"]
+    if tensors is not opened:
+        factor = factor if factor is not None else opened.content["norm_factor"]
         sae = unscale_input(sae, float(factor if factor is not None else 1.0))
     if choices.get("normalize_decoder"):
         sae = unit_decoder(sae)
@@ -149,8 +142,8 @@ def _config(path: Path) -> dict:
     return {}
 
 
-def _only_class(path: Path, tensors: Tensors) -> str:
-    names = _classes_with(set(tensors))
+def _only_class(path: Path, tensors: Opened) -> str:
+    names = _classes_with(tensors.keys)
     if len(names) == 1:
         return names[0]
     raise CheckpointError(
@@ -159,11 +152,11 @@ def _only_class(path: Path, tensors: Tensors) -> str:
     )
 
 
-def _convert(path: Path, name: str, tensors: Tensors) -> SAE:
+def _convert(path: Path, name: str, tensors: Opened) -> SAE:
     if name not in CLASSES:
         raise CheckpointError(f"{path}: dict_class {name!r} is not one of {', '.join(CLASSES)}")
     needed, convert = CLASSES[name]
-    missing = sorted(needed - set(tensors))
+    missing = sorted(needed - tensors.keys)
     if missing:
         raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing, which {name} needs")
     return convert(tensors)
@@ -204,9 +197,7 @@ def _choose_rule(path: Path, sae: SAE, stored: Any, choices: dict, config_k: int
 
 def _info(path: Path, config: dict, name: str, factor: float | None) -> Info:
     trainer = config.get("trainer", {})
-    site = re.fullmatch(r"(resid_post|resid_pre|mlp|mlp_out|attention|attn_out)_layer_(\d+)", str(
-        trainer.get("submodule_name", "")))  # fmt: skip
-    hook = {"mlp": "mlp_out", "attention": "attn_out"}.get(site[1], site[1]) if site else ""
+    hook, index = site(str(trainer.get("submodule_name", "")))
     layer = trainer.get("layer")
     # |e|^2 + l1 * sum z ||W|| in units of x / factor is |e|^2 + l1 * factor * sum z ||W|| in raw ones.
     l1, notes = trainer.get("l1_penalty"), []
@@ -222,8 +213,8 @@ def _info(path: Path, config: dict, name: str, factor: float | None) -> Info:
         source=str(path),
         format="dictionary_learning",
         model_name=str(trainer.get("lm_name") or ""),
-        layer_index=int(layer) if layer is not None else (int(site[2]) if site else None),
-        hook=hook or "",
+        layer_index=int(layer) if layer is not None else index,
+        hook=hook,
         lam_train=lam,
         notes=(f"dict_class {name}", *notes),
     )

@@ -18,8 +18,9 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats import pickle_reader
-from amortjax.saes.formats.common import Tensors, array, build, read_json
+from amortjax.saes.formats.common import build
+from amortjax.saes.formats.opened import Opened, open_weights
+from amortjax.saes.formats.tensors import Tensor
 from amortjax.saes.sae import SAE, Info
 
 CHOICES = ("k",)
@@ -33,19 +34,14 @@ NORMALISED = (
 LOST = f"{AE} has lost the biases and groups of the SAE that was trained; {MULTI} of the same run has them"
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is a `.pt` with the tensors of one of the three SAEs. Raises CheckpointError for a hostile
-    file."""
-    if path.suffix != ".pt" or not path.is_file():
-        return False
-    loaded = pickle_reader.read(path)
-    if not isinstance(loaded, dict) or not all(
-        isinstance(key, str) and isinstance(value, pickle_reader.Tensor) for key, value in loaded.items()
-    ):
+def detect(opened: Opened) -> bool:
+    """Whether it is a `.pt` with the tensors of one of the three SAEs."""
+    keys = opened.keys
+    if opened.path.suffix != ".pt" or not all(opened.is_tensor(key) for key in keys):
         return False
     # Others use the names W_enc and W_dec for the transposes, so there the file's name counts too.
-    plain = set(loaded) == {"W_enc", "W_dec"} and path.name == AE
-    return plain or set(loaded) == LINEAR or "encoders.0.weight" in loaded
+    plain = keys == {"W_enc", "W_dec"} and opened.path.name == AE
+    return plain or keys == LINEAR or "encoders.0.weight" in keys
 
 
 def main_file(path: Path) -> Path:
@@ -54,28 +50,28 @@ def main_file(path: Path) -> Path:
     return multi if multi.is_file() else path
 
 
-def load(path: Path, k: int | None = None) -> SAE:
+def load(opened: Opened, k: int | None = None) -> SAE:
     """Reads one of the three SAEs. `k`: of standard_sae.pt, instead of config.json's global_k; of ae.pt, to keep
     the k largest of a token instead of all."""
-    tensors, config = pickle_reader.read(path), read_json(path.with_name(CONFIG))
-    read = _loca if "encoders.0.weight" in tensors else _linear
-    sae = read(path, tensors, config, k)
-    return check(dataclasses.replace(sae, info=_info(path, config)), str(path))
+    config = opened.json(CONFIG)
+    read = _loca if "encoders.0.weight" in opened.keys else _linear
+    sae = read(opened, config, k)
+    return check(dataclasses.replace(sae, info=_info(opened.path, config)), str(opened.path))
 
 
-def _linear(path: Path, tensors: Tensors, config: dict[str, Any], k: int | None) -> SAE:
+def _linear(file: Opened, config: dict[str, Any], k: int | None) -> SAE:
     """standard_sae.pt or ae.pt."""
-    plain = "W_enc" in tensors
+    plain = "W_enc" in file.keys
     encoder, decoder = ("W_enc", "W_dec") if plain else ("encoder.weight", "decoder.weight")
-    m, d = _two_axes(path, tensors, encoder)
-    _check_shape(path, tensors, decoder, (d, m))
-    _check_run(path, config, d, m)
-    w_enc, w_dec = array(tensors, encoder).T, array(tensors, decoder).T
+    m, d = _two_axes(file, encoder)
+    _check_shape(file, decoder, (d, m))
+    _check_run(file.path, config, d, m)
+    w_enc, w_dec = file.array(encoder, transpose=True), file.array(decoder, transpose=True)
     if plain:
         return build("standard" if k is None else "topk", w_enc, None, w_dec, None, None, k=k)
     if k is None and config.get("global_k") is not None:
-        k = _whole(path, "global_k", config["global_k"])
-    return build("topk", w_enc, array(tensors, "encoder.bias"), w_dec, None, None, k=k)
+        k = _whole(file.path, "global_k", config["global_k"])
+    return build("topk", w_enc, file.array("encoder.bias"), w_dec, None, None, k=k)
 
 
 class Block(NamedTuple):
@@ -86,11 +82,12 @@ class Block(NamedTuple):
     w_dec: np.ndarray  # (M_g, D)
 
 
-def _loca(path: Path, tensors: Tensors, config: dict[str, Any], k: int | None) -> SAE:
+def _loca(file: Opened, config: dict[str, Any], k: int | None) -> SAE:
     """multi_encoder_sae.pt."""
+    path = file.path
     if k is not None:
         raise CheckpointError(f"{path}: takes no k; how many latents of each group fire is in {CONFIG}")
-    blocks, ks = _blocks(path, tensors), config.get("group_ks")
+    blocks, ks = _blocks(file), config.get("group_ks")
     if not isinstance(ks, list) or len(ks) != len(blocks):
         raise CheckpointError(
             f"{path.with_name(CONFIG)}: group_ks is {ks or 'missing'}, and the {len(blocks)} encoders of {path.name} "
@@ -112,44 +109,45 @@ def _is_bias(block: Block) -> bool:
     return len(block.b_enc) == 1 and block.b_enc[0] == 1 and not block.w_enc.any()
 
 
-def _blocks(path: Path, tensors: Tensors) -> list[Block]:
-    n = sum(key.startswith("encoders.") and key.endswith(".weight") for key in tensors)
+def _blocks(file: Opened) -> list[Block]:
+    n = sum(key.startswith("encoders.") and key.endswith(".weight") for key in file.keys)
     names = [(f"encoders.{g}.weight", f"encoders.{g}.bias", f"decoders.{g}.weight") for g in range(n)]
     known = {name for group in names for name in group}
-    for key in sorted(known ^ set(tensors)):
+    for key in sorted(known ^ file.keys):
         raise CheckpointError(
-            f"{path}: tensor {key!r} is {'missing' if key in known else f'not of a LocA-SAE of {n} groups'}"
+            f"{file.path}: tensor {key!r} is {'missing' if key in known else f'not of a LocA-SAE of {n} groups'}"
         )
-    d, blocks = _two_axes(path, tensors, names[0][0])[1], []
+    d, blocks = _two_axes(file, names[0][0])[1], []
     for weight, bias, decoder in names:
-        m = _two_axes(path, tensors, weight)[0]
+        m = _two_axes(file, weight)[0]
         for name, shape in ((weight, (m, d)), (bias, (m,)), (decoder, (d, m))):
-            _check_shape(path, tensors, name, shape)
-        blocks.append(Block(array(tensors, weight).T, array(tensors, bias), array(tensors, decoder).T))
+            _check_shape(file, name, shape)
+        blocks.append(Block(file.array(weight, True), file.array(bias), file.array(decoder, True)))
     return blocks
 
 
 def _started_from(path: Path, ks: list[int]) -> dict[str, np.ndarray]:
     """`origin` and `avar` of SAE.extra (M,), as far as loc_angular_meta.pt is there and has them. float32 holds
     indices exactly up to 2^24."""
-    if not path.is_file():
+    file = open_weights(path)
+    if file is None:
         return {}
-    meta = pickle_reader.read(path)
-    groups = meta.get("groups_indices") if isinstance(meta, dict) else None
+    groups = file.content.get("groups_indices") if "groups_indices" in file.keys else None
     groups = groups if isinstance(groups, list) else []
-    if len(groups) != len(ks) or not all(isinstance(group, pickle_reader.Tensor) for group in groups):
+    if len(groups) != len(ks) or not all(isinstance(group, Tensor) for group in groups):
         raise CheckpointError(
             f"{path}: groups_indices must be a list of {len(ks)} tensors, one per group; copy the folder again"
         )
-    if meta.get("group_ks", ks) != ks:
+    if file.content.get("group_ks", ks) != ks:
         raise CheckpointError(
-            f"{path}: group_ks is {meta['group_ks']}, but {CONFIG} says {ks}: the files are of different runs; copy "
-            "the folder again"
+            f"{path}: group_ks is {file.content['group_ks']}, but {CONFIG} says {ks}: the files are of different "
+            "runs; copy the folder again"
         )
-    origin = np.concatenate([group.numpy().reshape(-1) for group in groups]).astype(np.int64)
-    if not isinstance(meta.get("angular_variance"), pickle_reader.Tensor):
+    indices = dataclasses.replace(file, content={str(g): group for g, group in enumerate(groups)})
+    origin = np.concatenate([indices.integers(str(g)).reshape(-1) for g in range(len(groups))])
+    if "angular_variance" not in file.keys or not file.is_tensor("angular_variance"):
         return {"origin": origin.astype(np.float32)}
-    avar = array(meta, "angular_variance").reshape(-1)
+    avar = file.array("angular_variance").reshape(-1)
     if origin.min(initial=0) < 0 or origin.max(initial=-1) >= len(avar):
         raise CheckpointError(
             f"{path}: groups_indices are not all from 0 to {len(avar) - 1}, angular_variance's last"
@@ -157,17 +155,17 @@ def _started_from(path: Path, ks: list[int]) -> dict[str, np.ndarray]:
     return {"origin": origin.astype(np.float32), "avar": np.nan_to_num(avar[origin], nan=-1.0)}
 
 
-def _two_axes(path: Path, tensors: Tensors, name: str) -> tuple[int, int]:
-    shape = tensors[name].shape
+def _two_axes(file: Opened, name: str) -> tuple[int, int]:
+    shape = file.shape(name)
     if len(shape) != 2:
-        raise CheckpointError(f"{path}: {name} has shape {shape}; wanted two axes")
-    return shape
+        raise CheckpointError(f"{file.path}: {name} has shape {shape}; wanted two axes")
+    return shape[0], shape[1]
 
 
-def _check_shape(path: Path, tensors: Tensors, name: str, wanted: tuple[int, ...]) -> None:
-    shape = tensors[name].shape
+def _check_shape(file: Opened, name: str, wanted: tuple[int, ...]) -> None:
+    shape = file.shape(name)
     if shape != wanted:
-        raise CheckpointError(f"{path}: {name} has shape {shape}; the other tensors ask for {wanted}")
+        raise CheckpointError(f"{file.path}: {name} has shape {shape}; the other tensors ask for {wanted}")
 
 
 def _check_run(path: Path, config: dict[str, Any], d: int, m: int, n_groups: int = 1) -> None:

@@ -9,30 +9,31 @@ any other name.
 import collections
 import dataclasses
 import io
+import math
 import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from amortjax.errors import CheckpointError
+from amortjax.saes.formats.tensors import DTYPES, Damaged, Tensor
 
-# torch's storage classes; bfloat16 has no NumPy type: it is read as 16 bits and widened.
+# torch's storage classes.
 STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "<i1",
-    "ByteStorage": "<u1",
-    "BoolStorage": "?",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
 }
-DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 # A structure is small; this bounds the memory that a made-up one can take.
 MAX_PICKLE_BYTES = 256 * 2**20
 
@@ -44,34 +45,34 @@ class _Storage:
     numel: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor of the file; its bytes are read when asked for, so unwanted ones cost nothing."""
+def _tensor(file: "TorchFile", storage: _Storage, offset: int, shape: Any, strides: Any) -> Tensor:
+    """A view of a storage; offset and strides are in elements. A matrix that is stored column by column (as the
+    transpose of a Linear's weight is) is read as such, any other odd layout is copied out first."""
+    shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+    reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if min(shape, default=0) < 0 or (0 not in shape and (min(strides, default=0) < 0 or offset < 0)):
+        raise CheckpointError(f"{file.path}: a tensor of shape {shape} and strides {strides} can't be")
+    if 0 not in shape and reach >= storage.numel:
+        raise CheckpointError(f"{file.path}: a tensor of shape {shape} reaches beyond its storage")
+    if 0 in shape or strides == _plain(shape):
+        return Tensor(storage.dtype, shape, lambda: file.stream(storage, offset))
+    if len(shape) == 2 and strides[::-1] == _plain(shape[::-1]):
+        return Tensor(storage.dtype, shape, lambda: file.stream(storage, offset), swapped=True)
+    return Tensor(storage.dtype, shape, lambda: io.BytesIO(_copied(file, storage, offset, shape, strides)))
 
-    file: "TorchFile"
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements, as torch counts them
 
-    def numpy(self) -> np.ndarray:
-        """A C-ordered copy; bfloat16 becomes float32. Raises CheckpointError if the bytes are not all
-        there."""
-        flat = self.file.read_storage(self.storage)
-        reach = self.offset + sum(
-            (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
-        )
-        if 0 not in self.shape and not (
-            self.offset >= 0 and min(self.strides, default=0) >= 0 and reach < flat.size
-        ):
-            raise CheckpointError(
-                f"{self.file.path}: a tensor of shape {self.shape} reaches beyond its storage"
-            )
-        if 0 in self.shape:
-            return np.zeros(self.shape, flat.dtype)
-        strides = tuple(stride * flat.itemsize for stride in self.strides)
-        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
-        return np.array(view, order="C")
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _copied(file: "TorchFile", storage: _Storage, offset: int, shape: Any, strides: Any) -> bytes:
+    dtype = np.dtype(DTYPES[storage.dtype])
+    with file.stream(storage, 0) as stream:
+        flat = np.frombuffer(stream.read(storage.numel * dtype.itemsize), dtype)
+    if flat.size < storage.numel:
+        raise Damaged("is cut off")
+    steps = tuple(stride * dtype.itemsize for stride in strides)
+    return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).tobytes()
 
 
 class TorchFile:
@@ -107,16 +108,14 @@ class TorchFile:
                 f"{self.path}: the record {name!r} is damaged ({error}); copy it again"
             ) from None
 
-    def read_storage(self, storage: _Storage) -> np.ndarray:
-        """The whole storage, (numel,), little-endian on disk."""
-        data, name = self.record(f"data/{storage.record}"), storage.dtype
-        dtype = np.dtype("<u2" if name == "bfloat16" else name)
-        if len(data) < storage.numel * dtype.itemsize:
-            raise CheckpointError(
-                f"{self.path}: the record 'data/{storage.record}' is cut off; copy the file again"
-            )
-        flat = np.frombuffer(data, dtype, count=storage.numel)
-        return (flat.astype(np.uint32) << 16).view(np.float32) if name == "bfloat16" else flat
+    def stream(self, storage: _Storage, offset: int) -> BinaryIO:
+        """The storage's bytes from an element on, little-endian."""
+        try:
+            stream = self.zip.open(f"{self.root}data/{storage.record}")
+            stream.seek(offset * np.dtype(DTYPES[storage.dtype]).itemsize)
+        except (KeyError, zipfile.BadZipFile, OSError, EOFError) as error:
+            raise Damaged(f"is damaged ({error})") from None
+        return cast(BinaryIO, stream)
 
     def load(self) -> Any:
         if self.root + "byteorder" in self.zip.namelist() and self.record("byteorder") != b"little":
@@ -153,14 +152,14 @@ class _Reader(pickle.Unpickler):
         # Fresh functions per file: a pickle can set attributes on what it is given, so nothing is shared.
         self.names: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *rest: Tensor(
-                file, storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides))
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *rest: _tensor(
+                file, storage, int(offset), shape, strides
             ),
             ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
             ("torch", "Size"): lambda sizes=(): tuple(sizes),
             ("torch", "device"): lambda *args: _Name("device"),
         }
-        self.names |= {("torch", name): _Name(name) for name in [*STORAGES, *DTYPES]}
+        self.names |= {("torch", name): _Name(name) for name in [*STORAGES, *STORAGES.values()]}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -181,5 +180,5 @@ class _Reader(pickle.Unpickler):
 
 
 def read(path: str | os.PathLike) -> Any:
-    """The structure of a `.pt` file, its tensors as `Tensor` (see `Tensor.numpy`)."""
+    """The structure of a `.pt` file, its tensors as `tensors.Tensor`."""
     return TorchFile(path).load()

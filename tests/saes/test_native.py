@@ -8,10 +8,10 @@ import pytest
 import safetensors.numpy
 
 from amortjax.errors import AmortjaxError, CheckpointError
-from amortjax.saes import api, checkpoint
+from amortjax.saes import api
 from amortjax.saes.checks import tensors
 from amortjax.saes.encoders import VARIANTS
-from amortjax.saes.formats import load_sae, save_sae
+from amortjax.saes.formats import load_sae, native, save_sae
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -123,14 +123,14 @@ def test_every_cut_of_either_file_is_refused(make_sae, tmp_path):
 
 def test_a_kill_between_the_two_files_never_loads_wrongly(make_sae, tmp_path, monkeypatch):
     path = save_sae(make_sae("topk"), tmp_path / "sae")
-    write = checkpoint.write_atomically
+    write = native.write_atomically
 
     def killed(file, data):
         if file.suffix == ".json":
             raise KeyboardInterrupt
         write(file, data)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", killed)
+    monkeypatch.setattr(native, "write_atomically", killed)
     other = make_sae("topk", b_enc=jnp.ones((32,)), k=7)
     with pytest.raises(KeyboardInterrupt):
         save_sae(other, path)
@@ -145,7 +145,7 @@ def test_missing_halves_are_named(make_sae, tmp_path):
     path = save_sae(make_sae(), tmp_path / "sae")
     path.rename(tmp_path / "elsewhere.safetensors")
     with pytest.raises(CheckpointError, match=r"sae\.safetensors"):
-        checkpoint.load_native(path)
+        load_sae(path)
     with pytest.raises(CheckpointError, match=r"elsewhere"):
         load_sae(tmp_path / "elsewhere.safetensors")
 

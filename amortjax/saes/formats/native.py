@@ -34,14 +34,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from amortjax.errors import CheckpointError
 from amortjax.files import write_atomically
 from amortjax.saes.checks import check, tensors
+from amortjax.saes.formats.opened import Opened
+from amortjax.saes.formats.tensors import to_jax
 from amortjax.saes.sae import SAE, Info
 
 VERSION = 1
@@ -112,11 +112,11 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     return settings
 
 
-def is_native(path: Path) -> bool:
+def detect(opened: Opened) -> bool:
     """Whether the file is the weights half of a native pair (the json alone is not counted: one SAE, one
     hit)."""
-    settings = _file(stem_of(path), ".json")
-    if path.suffix != ".safetensors" or not settings.is_file():
+    settings = _file(stem_of(opened.path), ".json")
+    if opened.path.suffix != ".safetensors" or not settings.is_file():
         return False
     try:
         return "amortjax_sae" in json.loads(settings.read_text())
@@ -124,52 +124,59 @@ def is_native(path: Path) -> bool:
         return True  # a damaged json beside weights: `load_native` says what is wrong with it
 
 
-def load_native(path: str | os.PathLike) -> SAE:
+def load_native(opened: Opened) -> SAE:
     """Reads a pair. Raises CheckpointError (file and key) when it is missing, cut off, mixed up or has
     NaN."""
-    stem = stem_of(path)
-    settings, file = read_settings(stem.with_name(stem.name + ".json")), _file(stem, ".safetensors")
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file, though {stem.name}.json is there; copy both") from None
-    if hashlib.sha256(data).hexdigest() != settings.get("sha256"):
+    settings, file = read_settings(opened.path), opened.path
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != settings.get("sha256"):
         raise CheckpointError(
-            f"{file}: its bytes do not match the sha256 in {stem.name}.json: cut off, or the two files "
+            f"{file}: its bytes do not match the sha256 in {file.stem}.json: cut off, or the two files "
             "are of different saves; copy or save the pair again"
         )
-    try:
-        arrays = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{file}: not readable as safetensors ({error})") from None
     for key in WEIGHTS:
-        if key not in arrays:
+        if key not in opened.keys:
             raise CheckpointError(f"{file}: tensor {key!r} is missing")
-    return check(_build(arrays, settings, file), str(file))
+    return check(_build(opened, settings), str(file))
 
 
-def _build(arrays: dict[str, np.ndarray], settings: dict, file: Path) -> SAE:
+def _build(opened: Opened, settings: dict) -> SAE:
+    file = opened.path
     known = {field.name for field in dataclasses.fields(Info)}
-    info: dict[str, Any] = {key: value for key, value in settings.get("info", {}).items() if key in known}
-    info |= {"notes": tuple(info.get("notes", ())), "source": str(file), "format": "native"}
     try:
+        info: dict[str, Any] = {key: value for key, value in settings.get("info", {}).items() if key in known}
+        info |= {"notes": tuple(info.get("notes", ())), "source": str(file), "format": "native"}
         return SAE(
-            **{name: jnp.asarray(arrays[name], jnp.float32) for name in WEIGHTS},
+            **{name: to_jax(opened.array(name)) for name in WEIGHTS},
             extra={
-                name.removeprefix("extra."): jnp.asarray(array, jnp.float32)
-                for name, array in arrays.items()
+                name.removeprefix("extra."): to_jax(opened.array(name))
+                for name in sorted(opened.keys)
                 if name.startswith("extra.")
             },
-            variant=settings["variant"],
-            k=settings["k"],
-            groups=tuple(settings["groups"]),
-            group_k=tuple(settings.get("group_k", ())),  # files from before LocA have none
-            norm=settings["norm"],
-            rescale=settings["rescale"],
-            batch_rule=settings["batch_rule"],
+            variant=_typed(settings, "variant", str),
+            k=_typed(settings, "k", int | None),
+            groups=_whole_numbers(settings, "groups"),
+            group_k=_whole_numbers(settings, "group_k"),  # files from before LocA have none
+            norm=_typed(settings, "norm", str),
+            rescale=_typed(settings, "rescale", bool),
+            batch_rule=_typed(settings, "batch_rule", bool),
             info=Info(**info),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file.with_suffix('.json')}: key {error} is missing or has a wrong type"
         ) from None
+
+
+def _typed(settings: dict, key: str, kind: Any) -> Any:
+    if not isinstance(settings[key], kind) or (kind == int | None and isinstance(settings[key], bool)):
+        raise KeyError(key)
+    return settings[key]
+
+
+def _whole_numbers(settings: dict, key: str) -> tuple[int, ...]:
+    numbers = settings.get(key, [])
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        raise KeyError(key)
+    return tuple(numbers)
