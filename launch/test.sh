@@ -9,4 +9,5 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 ruff check .
 ruff format --check .
 pyright
-python -m pytest "$@"
+# Most of the time is XLA compiling, on one core: two processes, each with its own files.
+python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
