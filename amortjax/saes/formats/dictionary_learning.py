@@ -45,7 +45,7 @@ def _gated(t: Opened) -> SAE:
 
 
 def _k(t: Opened) -> int | None:
-    return int(t.integers("k")) if "k" in t.keys and t.content["k"] is not None else None
+    return t.integer("k") if "k" in t.keys and t.content["k"] is not None else None
 
 
 def _topk(t: Opened) -> SAE:

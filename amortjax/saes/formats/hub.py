@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from amortjax.errors import CheckpointError
+from amortjax.saes.formats.opened import CONTAINERS
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^:]*)?")
-WEIGHTS = (".pt", ".pth", ".safetensors", ".npz")
+WEIGHTS = tuple(CONTAINERS)
 
 
 def is_hub_id(text: str) -> bool:
@@ -15,24 +16,22 @@ def is_hub_id(text: str) -> bool:
 
 
 def download(hub_id: str) -> Path:
-    """The local path of a hub id's file or folder, downloading what is not cached yet."""
+    """The local path of a hub id's file or folder, downloading what is not cached yet; without a connection, what is
+    cached."""
     # Imported here: it is slow, and needed only for hub ids.
-    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
     repo, _, inside = hub_id.partition(":")
     inside = inside.strip("/")
     try:
         if not inside:
-            inside = _only_folder(repo, HfApi().list_repo_files(repo))
-        # A weight file is of no use without the settings beside it.
-        folder = inside.rpartition("/")[0] if inside.endswith(WEIGHTS) else inside
-        beside = [f"{folder}/*.json".lstrip("/"), f"{folder}/*.yaml".lstrip("/")]
-        patterns = [inside, *beside] if folder != inside else [f"{inside}/*" if inside else "*"]
-        root = snapshot_download(repo, allow_patterns=patterns)
+            inside = _only_folder(repo, _files(repo))
+        root = snapshot_download(repo, allow_patterns=_patterns(inside))
     except (
         errors.HfHubHTTPError,
         errors.LocalEntryNotFoundError,
         errors.HFValidationError,
+        _http_error(),
         OSError,
     ) as error:
         reason = " ".join(str(error).split())[:200]
@@ -44,6 +43,37 @@ def download(hub_id: str) -> Path:
     if not path.exists():
         raise CheckpointError(f"{hub_id}: the repository {repo} has no {inside}")
     return path
+
+
+def _patterns(inside: str) -> list[str]:
+    """What to download for a file or folder: a weight file is of no use without the settings beside it, or above it
+    where weights have a folder of their own."""
+    if not inside.endswith(WEIGHTS):
+        return [f"{inside}/*" if inside else "*"]
+    folder = inside.rpartition("/")[0]
+    above, _, name = folder.rpartition("/")
+    folders = [folder, above] if name == "checkpoints" else [folder]
+    return [inside, *(f"{place}/*.{kind}".lstrip("/") for place in folders for kind in ("json", "yaml"))]
+
+
+def _files(repo: str) -> list[str]:
+    """The repository's files; without a connection, those in the cache."""
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    try:
+        return HfApi().list_repo_files(repo)
+    except (errors.OfflineModeIsEnabled, _http_error()) as error:
+        if isinstance(error, errors.HfHubHTTPError):  # the hub was reached and said no
+            raise
+        root = Path(snapshot_download(repo, local_files_only=True))
+        return [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
+
+
+def _http_error() -> type[Exception]:
+    """The base of what the HTTP library under huggingface_hub raises; it changes between versions."""
+    from huggingface_hub import errors
+
+    return errors.HfHubHTTPError.__bases__[0]
 
 
 def _only_folder(repo: str, files: list[str]) -> str:

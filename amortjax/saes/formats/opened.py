@@ -50,6 +50,8 @@ class Opened:
         """A tensor or number in float32, C-ordered, the caller's own; `transpose` turns a matrix over: torch's Linear
         keeps weights as (out, in). CheckpointError naming file and key if it is missing or damaged."""
         value = self._value(key)
+        if transpose and len(self.shape(key)) != 2:
+            raise CheckpointError(f"{self.path}: tensor {key!r} has shape {self.shape(key)}; wanted two axes")
         try:
             if isinstance(value, Tensor):
                 return value.read(transpose=transpose)
@@ -71,6 +73,13 @@ class Opened:
                 f"{self.path}: {key!r} holds no whole numbers; copy the file again"
             ) from None
         return whole
+
+    def integer(self, key: str) -> int:
+        """A single whole number."""
+        found = self.integers(key)
+        if found.size != 1:
+            raise CheckpointError(f"{self.path}: {key!r} has shape {found.shape}; wanted a single number")
+        return int(found.reshape(()))
 
     def json(self, name: str, folder: Path | None = None) -> dict[str, Any]:
         """The object in a json file beside this one (or in `folder`); {} if there is none."""
