@@ -24,6 +24,7 @@ _PLACES = {
     "Solution": "amortjax.inference.api",
     "Calibration": "amortjax.inference.calibrate",
     "price": "amortjax.price",
+    "as_saelens": "amortjax.adapters",
     "open_store": "amortjax.activations.store",
     "MemoryStore": "amortjax.activations.store",
 }

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,14 +169,23 @@ def _site(block: Any, hook: str) -> Any:
 
 
 class _Tap:
-    """A hook on one block that keeps what passes and ends the forward; `keep=False` only ends it."""
+    """A hook on one block that keeps what passes and ends the forward; `keep=False` only ends it. With `last`, the
+    forward ends only where that says so."""
 
-    def __init__(self, model: Model, layer_index: int, hook: str, keep: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layer_index: int,
+        hook: str,
+        keep: bool = True,
+        last: Callable[[], bool] = lambda: True,
+    ) -> None:
         if hook not in HOOKS:
             raise ModelError(f"--hook={hook}: not a hook. Hooks: {', '.join(HOOKS)}.")
         block = model.blocks[layer_index]
         self.value: Any = None
         self._keep = keep
+        self._last = last
         if hook == "resid_pre":
             self._handle = block.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
@@ -185,7 +195,10 @@ class _Tap:
     def _take(self, value: Any) -> None:
         # transformers 4 gives tuples where 5 gives tensors.
         self.value = (value[0] if isinstance(value, tuple) else value) if self._keep else None
-        raise _Enough
+        if self._last():
+            raise _Enough
+        # What follows may add to it in place.
+        self.value = self.value.clone()
 
     def _before(self, module: Any, args: tuple, kwargs: dict) -> None:
         del module
@@ -266,22 +279,37 @@ def run_window(
     model: Model, documents: list[Tokens], layer_index: int, hook: str, batch_tokens: int
 ) -> Window:
     """Activations of some documents, computed in batches of similar length, given in document order."""
+    [window] = run_places(model, documents, [(layer_index, hook)], batch_tokens)
+    return window
+
+
+def run_places(
+    model: Model, documents: list[Tokens], places: Sequence[tuple[int, str]], batch_tokens: int
+) -> list[Window]:
+    """As `run_window`, of several (block, hook) in the same forwards: one Window each."""
     sizes = np.asarray([int(document.keep.sum()) for document in documents], dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
-    x = np.empty((int(sizes.sum()), model.d_model), dtype=np.float32)
-    tap = _Tap(model, layer_index, hook)
+    found = [np.empty((int(sizes.sum()), model.d_model), dtype=np.float32) for _ in places]
+    taps: list[_Tap] = []
     try:
+        for layer_index, hook in places:
+            last = lambda: all(tap.value is not None for tap in taps)  # noqa: E731
+            taps.append(_Tap(model, layer_index, hook, last=last))
         for group in batches([len(document.ids) for document in documents], batch_tokens):
+            for tap in taps:
+                tap.value = None
             with contextlib.suppress(_Enough):
                 _forward(model, _inputs(model, [documents[i] for i in group]))
-            hidden = tap.value.float().cpu().numpy()
-            for row, i in enumerate(group):
-                keep = documents[i].keep
-                x[starts[i] : starts[i] + sizes[i]] = hidden[row, : len(keep)][keep]
+            for x, tap in zip(found, taps, strict=True):
+                hidden = tap.value.float().cpu().numpy()
+                for row, i in enumerate(group):
+                    keep = documents[i].keep
+                    x[starts[i] : starts[i] + sizes[i]] = hidden[row, : len(keep)][keep]
     finally:
-        tap.remove()
-    ids = [np.asarray(document.ids, dtype=np.int32)[document.keep] for document in documents]
-    return Window(x, np.concatenate(ids), sizes)
+        for tap in taps:
+            tap.remove()
+    ids = np.concatenate([np.asarray(document.ids, dtype=np.int32)[document.keep] for document in documents])
+    return [Window(x, ids, sizes) for x in found]
 
 
 def run_bare(model: Model, documents: list[Tokens], layer_index: int, hook: str, batch_tokens: int) -> None:

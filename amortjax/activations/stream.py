@@ -5,7 +5,7 @@ import itertools
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from amortjax.activations.export import (
     Tokens,
     Window,
     check_layer,
+    run_places,
     run_window,
     tokenise,
 )
@@ -187,6 +188,32 @@ def collect_in_memory(
         model.vocabulary(),
         **identity(model, corpus, layer_index, hook, max_seq_len, fractions),
     )
+
+
+def first_rows(
+    model: Model,
+    corpus: Corpus,
+    places: Sequence[tuple[int, str]],
+    tokens: int,
+    max_seq_len: int = 128,
+    num_sequences: int | None = None,
+    batch_tokens: int = 4096,
+) -> list[Window]:
+    """About `tokens` rows of whole documents at each (block, hook), from one pass; those that the embedded model may
+    have been trained on are left out. CorpusError if there are none."""
+    for layer_index, _ in places:
+        check_layer(model, layer_index, max_seq_len)
+    documents = assigned(corpus, fractions_for(model.name, corpus), 0, num_sequences)
+    taken: list[Tokens] = []
+    missing = tokens
+    while missing > 0 and (group := list(itertools.islice(documents, TOKENISED))):
+        for own in tokenise(model, [document.text for document, _ in group], max_seq_len):
+            if missing > 0 and own.keep.any():
+                taken.append(own)
+                missing -= int(own.keep.sum())
+    if not taken:
+        raise CorpusError(f"{corpus.name}: no document with a token in it: give more text.")
+    return run_places(model, taken, places, batch_tokens)
 
 
 def identity(

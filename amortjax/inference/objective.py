@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from amortjax.errors import AmortjaxError
 from amortjax.inference.codes import Codes
 from amortjax.saes import encoders
-from amortjax.saes.sae import SAE, NormStats, atoms, norm_in
+from amortjax.saes.sae import SAE, NormStats, atoms, is_transcoder, norm_in
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -139,7 +139,7 @@ def targets(
 ) -> tuple[jax.Array, NormStats]:
     """t (N, D_out) = norm_in(x) - b_dec, or, for a transcoder, its recorded output y minus skip and bias; and
     what takes a reconstruction back to raw units."""
-    if y is None and (sae.d_in != sae.d_out or "W_skip" in sae.extra):
+    if y is None and is_transcoder(sae):
         raise AmortjaxError("this is a transcoder: its codes explain an output, pass it as target=y")
     normed, stats = norm_in(sae, jnp.asarray(x, jnp.float32))
     if y is not None:

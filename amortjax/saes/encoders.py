@@ -102,7 +102,8 @@ def encode_matching_pursuit(sae: SAE, c: jax.Array) -> jax.Array:
         done = ((stop > 0) & known) | (jnp.linalg.norm(left) < threshold)
         return left, z.at[best].add(value), count + 1, done
 
-    start = (c, jnp.zeros((sae.n_latents,), c.dtype), 0, jnp.linalg.norm(c) < threshold)
+    # The first step is taken however short the input is, as the library does.
+    start = (c, jnp.zeros((sae.n_latents,), c.dtype), 0, jnp.zeros((), bool))
     return jax.lax.while_loop(go_on, step, start)[1]
 
 

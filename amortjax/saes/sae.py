@@ -35,6 +35,8 @@ class Info:
     lam_train: float | None = dataclasses.field(default=None, compare=False)
     # Ids of the documents' split it was trained on: ("sae_train",) if made here, () if unknown (imported).
     trained_on: str = dataclasses.field(default="", compare=False)  # corpus fingerprint; "" = unknown
+    # It predicts another place of the model than it reads; needed where its shapes do not tell.
+    transcoder: bool = dataclasses.field(default=False, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
 
@@ -81,6 +83,11 @@ class SAE:
         return self.W_dec.shape[0]
 
 
+def is_transcoder(sae: SAE) -> bool:
+    """Whether its output is no reconstruction of its input."""
+    return sae.d_in != sae.d_out or "W_skip" in sae.extra or sae.info.transcoder
+
+
 class NormStats(NamedTuple):
     """What norm_out needs of the input: y = normalised * scale + shift, both (N, 1)."""
 
@@ -116,7 +123,8 @@ def atoms(sae: SAE) -> jax.Array:
     if "f_dec" in sae.extra:
         factor = factor * sae.extra["f_dec"]
     if sae.rescale:
-        factor = factor / jnp.linalg.norm(sae.W_dec, axis=1)
+        norm = jnp.linalg.norm(sae.W_dec, axis=1)
+        factor = factor / jnp.where(norm > 0, norm, 1)
     return sae.W_dec * factor[:, None]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from amortjax.errors import AmortjaxError
-from amortjax.saes.sae import SAE, unscale_input
+from amortjax.saes.sae import SAE, is_transcoder, unscale_input
 from amortjax.training.recipe import Recipe
 
 # The SAE variant that a training variant leads to, where the names differ.
@@ -165,13 +165,7 @@ def _check_start(sae: SAE, recipe: Recipe) -> None:
     name = sae.info.name
     if sae.n_latents != recipe.n_latents:
         raise AmortjaxError(f"--init: {name} has {sae.n_latents} latents, not --n_latents={recipe.n_latents}")
-    if (
-        sae.d_in != sae.d_out
-        or sae.norm != "none"
-        or sae.rescale
-        or "W_skip" in sae.extra
-        or "f_dec" in sae.extra
-    ):
+    if is_transcoder(sae) or sae.norm != "none" or sae.rescale or "f_dec" in sae.extra:
         raise AmortjaxError(
             f"--init: {name} is a transcoder, or normalises its input, or has factors the trainer does not keep"
         )

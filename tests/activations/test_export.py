@@ -176,3 +176,18 @@ def test_embedded_model_reads_its_own_language():
     window = export.run_window(model, [tokens], len(model.blocks) - 1, "resid_post", 4096)
     assert window.x.shape == (int(tokens.keep.sum()), model.d_model)
     assert np.isfinite(window.x).all()
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gemma2", "bert"])
+def test_several_hooks_in_one_pass_are_those_of_a_pass_each(architecture: str):
+    places = [(2, "resid_post"), (0, "resid_pre"), (1, "mlp_out"), (1, "attn_out"), (1, "resid_post")]
+    model = tiny.model(architecture)
+    tokens = export.tokenise(model, TEXTS, 64)
+    hooks = lambda: [(len(b._forward_hooks), len(b._forward_pre_hooks)) for b in model.blocks]  # noqa: E731
+    before = hooks()
+    together = export.run_places(model, tokens, places, 128)
+    assert hooks() == before
+    for (layer, hook), window in zip(places, together, strict=True):
+        alone = export.run_window(model, tokens, layer, hook, 128)
+        np.testing.assert_array_equal(window.x, alone.x)
+        np.testing.assert_array_equal(window.token_ids, alone.token_ids)

@@ -100,3 +100,16 @@ def test_ahead_gives_the_same_and_passes_errors_on():
     assert next(items) == 1
     with pytest.raises(CorpusError, match="no more"):
         next(items)
+
+
+def test_first_rows_are_those_of_the_first_documents(tmp_path: Path):
+    model, corpus = tiny.model("llama"), _corpus(tmp_path)
+    found = stream.first_rows(model, corpus, [(0, "resid_post"), (1, "resid_pre")], 200, max_seq_len=64)
+    assert 200 <= len(found[0].x) < 265
+    np.testing.assert_array_equal(found[0].x, found[1].x)  # what leaves block 0 enters block 1
+    texts = [
+        document.text for document, _ in stream.assigned(corpus, stream.fractions_for("llama", corpus), 0)
+    ]
+    tokens = export.tokenise(model, texts[: len(found[0].sizes)], 64)
+    np.testing.assert_allclose(found[0].x, export.run_window(model, tokens, 0, "resid_post", 64).x, atol=2e-5)
+    assert len(stream.first_rows(model, corpus, [(0, "resid_pre")], 200, 64, num_sequences=2)[0].sizes) == 2

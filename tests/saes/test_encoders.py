@@ -66,14 +66,12 @@ def pursued(sae, left: np.ndarray) -> np.ndarray:
     encoder, atoms = np.asarray(sae.W_enc, np.float64), np.asarray(sae.W_dec, np.float64)
     z, limits = np.zeros(sae.n_latents), {name: float(value) for name, value in sae.extra.items()}
     for _ in range(int(limits["max_iterations"])):
-        if np.linalg.norm(left) < limits["residual_threshold"]:
-            break
         match = np.maximum(left @ encoder, 0)
         best = int(match.argmax())
         known = z[best] != 0 or match[best] == 0
         z[best] += match[best]
         left = left - match[best] * atoms[best]
-        if known and limits["stop_on_duplicate"]:
+        if (known and limits["stop_on_duplicate"]) or np.linalg.norm(left) < limits["residual_threshold"]:
             break
     return z
 
@@ -86,6 +84,14 @@ def test_variant_is_its_formula(variant, make_sae, tokens):
     np.testing.assert_array_equal(z != 0, want != 0)
     np.testing.assert_allclose(z, want, atol=2e-5)
     assert 0 < (z != 0).mean() < 1
+
+
+def test_matching_pursuit_takes_a_first_step_on_a_short_token(make_sae, tokens):
+    sae = make_sae("matching_pursuit")
+    short = 0.01 * tokens[:4] + np.asarray(sae.pre_bias)
+    z = np.asarray(encode(sae, jnp.asarray(short)))
+    np.testing.assert_array_equal((z > 0).sum(axis=1), 1)
+    np.testing.assert_allclose(z, reference(sae, short), atol=2e-5)
 
 
 @pytest.mark.parametrize("settings", [{"group_k": (3, 1)}, {"k": 4}, {}], ids=str)

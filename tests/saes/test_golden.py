@@ -25,6 +25,7 @@ CHOICES = {
         ({"normalize_decoder": True}, "z_load_dictionary", "xhat_load_dictionary"),
     ],
     "dl_topk": [({}, "z", "xhat"), ({"threshold": True}, "z_threshold", "xhat_threshold")],
+    "llama_scope": [({}, "z", "xhat"), ({"scale": "openmoss"}, "z_openmoss", "xhat_openmoss")],
     "overcomplete_batchtopk": [({"threshold": 0.5}, "z", "xhat")],
     "saelens6_batchtopk_training": [({"batch_rule": True}, "z", "xhat")],
     "saelens6_matryoshka_batchtopk_training": [({"batch_rule": True}, "z", "xhat")],

@@ -64,5 +64,6 @@ def test_a_lost_connection_is_one_line(monkeypatch, tmp_path):
 
 def test_settings_come_with_a_weight_file_and_from_above_a_folder_of_weights():
     assert _patterns("") == ["*"] and _patterns("L15R") == ["L15R/*"]
-    assert _patterns("sae.pt") == ["sae.pt", "*.json", "*.yaml"]
+    assert _patterns("sae.pt")[:3] == ["sae.pt", "*.json", "*.yaml"]
+    assert "run/config.json" in _patterns("run/layers.8/sae.safetensors")
     assert "L15R/*.json" in _patterns("L15R/checkpoints/final.safetensors")

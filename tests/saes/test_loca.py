@@ -121,7 +121,7 @@ def test_a_file_without_a_config(folder):
 
 def test_the_file_names_of_another_library_are_not_taken_for_ae_pt(folder):
     (folder / "ae.pt").rename(folder / "weights.pt")
-    with pytest.raises(CheckpointError, match="not an SAE of a known format"):
+    with pytest.raises(CheckpointError, match="d_model"):
         load_sae(folder / "weights.pt")
 
 

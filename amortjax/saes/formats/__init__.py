@@ -10,7 +10,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amortjax.errors import AmortjaxError, CheckpointError
-from amortjax.saes.formats import dictionary_learning, hub, loca, loca_writer, native
+from amortjax.saes.formats import (
+    bartbussmann,
+    dictionary_learning,
+    dictionary_learning_writer,
+    gemma_scope,
+    goodfire,
+    hub,
+    kissane,
+    llama_scope,
+    loca,
+    loca_writer,
+    mwhanna,
+    native,
+    openai,
+    overcomplete,
+    plain,
+    qwen_scope,
+    saelens,
+    saelens_writer,
+    sparsify,
+    transcoder_circuits,
+)
 from amortjax.saes.formats.opened import CONTAINERS, Opened, open_weights
 from amortjax.saes.sae import SAE
 
@@ -30,15 +51,38 @@ class Writer(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+UNFORESEEN = "its tensors and settings are not"
+
+
 FORMATS = {
     "native": Format(native.detect, native.load_native),
+    # These four have names that the next would take for its own.
+    "bartbussmann": Format(bartbussmann.detect, bartbussmann.load, bartbussmann.CHOICES),
+    "openai": Format(openai.detect, openai.load, openai.CHOICES),
+    "qwen_scope": Format(qwen_scope.detect, qwen_scope.load, qwen_scope.CHOICES),
+    "kissane": Format(kissane.detect, kissane.load),
     "dictionary_learning": Format(
-        dictionary_learning.detect, dictionary_learning.load, dictionary_learning.CHOICES
+        dictionary_learning.detect,
+        dictionary_learning.load,
+        dictionary_learning.CHOICES,
+        dictionary_learning.main_file,
     ),
     "loca": Format(loca.detect, loca.load, loca.CHOICES, loca.main_file),
+    "saelens": Format(saelens.detect, saelens.load, saelens.CHOICES),
+    "sparsify": Format(sparsify.detect, sparsify.load, sparsify.CHOICES),
+    "gemma_scope": Format(gemma_scope.detect, gemma_scope.load, gemma_scope.CHOICES),
+    "llama_scope": Format(llama_scope.detect, llama_scope.load, llama_scope.CHOICES),
+    "mwhanna": Format(mwhanna.detect, mwhanna.load, mwhanna.CHOICES),
+    "transcoder_circuits": Format(transcoder_circuits.detect, transcoder_circuits.load),
+    "overcomplete": Format(overcomplete.detect, overcomplete.load, overcomplete.CHOICES),
+    "goodfire": Format(goodfire.detect, goodfire.load),
+    # Last: it takes any file with the two matrices.
+    "plain": Format(plain.detect, plain.load, plain.CHOICES),
 }
 WRITERS = {
     "native": Writer(native.save_native),
+    "saelens": Writer(saelens_writer.save, saelens_writer.CHOICES),
+    "dictionary_learning": Writer(dictionary_learning_writer.save),
     "loca": Writer(loca_writer.save, loca_writer.CHOICES),
 }
 
@@ -53,12 +97,23 @@ def load_sae(path_or_hub_id: str | os.PathLike, **choices: Any) -> SAE:
     path = _local(path_or_hub_id)
     name, opened = _only_sae(path)
     _check_choices(opened.path, name, choices, FORMATS[name].choices)
-    return FORMATS[name].load(opened, **choices)
+    try:
+        return FORMATS[name].load(opened, **choices)
+    except CheckpointError as error:
+        if str(opened.path.parent) in str(error):
+            raise
+        raise CheckpointError(f"{opened.path}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # The readers name the key of what they check; this is for damage nobody thought of.
+        raise CheckpointError(
+            f"{opened.path}: {UNFORESEEN} of {name} ({error!r}); copy the file again"
+        ) from None
 
 
 def save_sae(sae: SAE, path: str | os.PathLike, format: str = "native", **choices: Any) -> Path:
     """Writes an SAE and returns the path of the weights. `path` is a stem, one of the native pair's two names, or a
-    folder; for "loca" a folder, with the choices of `loca_writer.save`: `standard`, `bias_latent`."""
+    folder; for the others a folder. "saelens" takes `prepend_bos` and `context_size`, "loca" `standard` and
+    `bias_latent`."""
     if format not in WRITERS:
         raise AmortjaxError(f"format {format!r} can't be written; choices: {', '.join(WRITERS)}")
     _check_choices(path, format, choices, WRITERS[format].choices)

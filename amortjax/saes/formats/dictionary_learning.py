@@ -1,7 +1,9 @@
-"""Reader of saprmarks/dictionary_learning: `ae.pt` (a torch state_dict) beside `config.json`.
+"""Reader of saprmarks/dictionary_learning: `ae.pt` (a torch state_dict) beside `config.json`, or a snapshot
+`checkpoints/ae_{step}.pt` below it.
 
-Also the files of the SAEBench suite. Each dictionary class has a function from its tensors to an SAE; torch's
-Linear layers keep weights as (out, in), so they are transposed here and nowhere else.
+Also the files of the SAEBench suite, and others with the same tensors (qresearch's SAE of DeepSeek-R1). Each dictionary
+class has a function from its tensors to an SAE; torch's Linear layers keep weights as (out, in), so they are transposed
+here and nowhere else.
 """
 
 import dataclasses
@@ -14,13 +16,19 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats.common import build
-from amortjax.saes.formats.hooks import site
+from amortjax.saes.formats.checked import axes, setting
+from amortjax.saes.formats.common import build, loud
+from amortjax.saes.formats.dictionary_learning_config import class_name, config_file, info
 from amortjax.saes.formats.opened import Opened, read_json
-from amortjax.saes.sae import SAE, Info, unit_decoder, unscale_input
+from amortjax.saes.formats.tensors import Tensor
+from amortjax.saes.sae import SAE, unit_decoder, unscale_input
 
 CHOICES = ("dict_class", "k", "threshold", "normalize_decoder", "norm_factor", "batch_rule")
 BACKUP = {"step", "ae", "optimizer", "config", "norm_factor"}
+UNMEASURED = (
+    "its threshold is negative: training ended before it was measured, and with it every positive pre-activation would "
+    "fire"
+)
 
 
 def _linear(t: Opened) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +56,12 @@ def _k(t: Opened) -> int | None:
     return t.integer("k") if "k" in t.keys and t.content["k"] is not None else None
 
 
+def _threshold(t: Opened) -> np.ndarray:
+    if t.shape("threshold") != ():
+        raise CheckpointError(f"{t.path}: threshold has shape {t.shape('threshold')}; wanted a single number")
+    return t.array("threshold")
+
+
 def _topk(t: Opened) -> SAE:
     """Per-row top-k; the stored threshold is used only if asked for (choice `threshold=True`)."""
     (w_enc, w_dec), bias = _linear(t), t.array("b_dec")
@@ -55,7 +69,7 @@ def _topk(t: Opened) -> SAE:
 
 
 def _batch_topk(t: Opened) -> SAE:
-    extra = {"threshold": jnp.asarray(t.array("threshold"))}
+    extra = {"threshold": jnp.asarray(_threshold(t))}
     return dataclasses.replace(_topk(t), variant="batch_topk", extra=extra)
 
 
@@ -63,7 +77,7 @@ def _matryoshka(t: Opened) -> SAE:
     bias, groups = t.array("b_dec"), tuple(int(size) for size in t.integers("group_sizes").reshape(-1))
     return build(
         "matryoshka", t.array("W_enc"), t.array("b_enc"), t.array("W_dec"), bias, bias,
-        {"threshold": t.array("threshold")}, k=_k(t), groups=groups,
+        {"threshold": _threshold(t)}, k=_k(t), groups=groups,
     )  # fmt: skip
 
 
@@ -73,40 +87,74 @@ def _jumprelu(t: Opened) -> SAE:
     return build("jumprelu", w_enc, b_enc, w_dec, b_dec, None, {"threshold": t.array("threshold")})
 
 
-class _Keys:
-    """Keys that tell the classes apart. AutoEncoderTopK and BatchTopKSAE have the same."""
-
-    linear = frozenset({"encoder.weight", "encoder.bias", "decoder.weight"})
-    plain = frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"})
+_LINEAR = {"encoder.weight": "MD", "encoder.bias": "M", "decoder.weight": "DM"}
+_PLAIN = {"W_enc": "DM", "b_enc": "M", "W_dec": "MD", "b_dec": "D"}
 
 
-CLASSES: dict[str, tuple[frozenset[str], Callable[[Opened], SAE]]] = {
-    "AutoEncoder": (_Keys.linear | {"bias"}, _autoencoder),
-    "AutoEncoderNew": (_Keys.linear | {"decoder.bias"}, _autoencoder_new),
-    "GatedAutoEncoder": (
-        frozenset({"decoder_bias", "r_mag", "gate_bias", "mag_bias", "encoder.weight", "decoder.weight"}),
+@dataclasses.dataclass(frozen=True)
+class Class:
+    """`tensors`: their axes, as `axes` takes them; `numbers`: what else is needed; `optional`: what files of mid-2024
+    may lack."""
+
+    convert: Callable[[Opened], SAE]
+    tensors: dict[str, str]
+    numbers: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+
+
+# AutoEncoderTopK and BatchTopKSAE have the same keys.
+CLASSES = {
+    "AutoEncoder": Class(_autoencoder, _LINEAR | {"bias": "D"}),
+    "AutoEncoderNew": Class(_autoencoder_new, _LINEAR | {"decoder.bias": "D"}),
+    "GatedAutoEncoder": Class(
         _gated,
+        {"encoder.weight": "MD", "decoder.weight": "DM", "decoder_bias": "D"}
+        | dict.fromkeys(("r_mag", "gate_bias", "mag_bias"), "M"),
     ),
-    # Files of mid-2024 have no `k` or no `threshold`.
-    "AutoEncoderTopK": (_Keys.linear | {"b_dec"}, _topk),
-    "BatchTopKSAE": (_Keys.linear | {"b_dec", "threshold"}, _batch_topk),
-    "MatryoshkaBatchTopKSAE": (_Keys.plain | {"group_sizes"}, _matryoshka),
-    "JumpReluAutoEncoder": (_Keys.plain, _jumprelu),
+    "AutoEncoderTopK": Class(_topk, _LINEAR | {"b_dec": "D"}, optional=frozenset({"k", "threshold"})),
+    "BatchTopKSAE": Class(_batch_topk, _LINEAR | {"b_dec": "D"}, frozenset({"threshold"}), frozenset({"k"})),
+    "MatryoshkaBatchTopKSAE": Class(
+        _matryoshka, _PLAIN | {"group_sizes": "G"}, frozenset({"threshold"}), frozenset({"k"})
+    ),
+    "JumpReluAutoEncoder": Class(_jumprelu, _PLAIN | {"threshold": "M"}),
 }
-OPTIONAL = {"k", "threshold"}
 
 
-def _classes_with(keys: frozenset[str]) -> list[str]:
-    return [name for name, (needed, _) in CLASSES.items() if needed <= keys <= needed | OPTIONAL]
+def _classes_with(opened: Opened) -> list[str]:
+    """The classes that have these tensors."""
+    found = []
+    for name, known in CLASSES.items():
+        needed = known.tensors.keys() | known.numbers
+        if not needed <= opened.keys <= needed | known.optional:
+            continue
+        # A single threshold is another library's.
+        vector = name != "JumpReluAutoEncoder" or (
+            opened.is_tensor("threshold") and opened.shape("threshold") != ()
+        )
+        found += [name] if vector else []
+    return found
 
 
 def _state_dict(opened: Opened) -> Opened:
-    return opened.within("ae") if opened.keys == BACKUP else opened
+    """The tensors, out of a backup if it is one. Files of mid-2024 have the decoder as a bare matrix (M, D)."""
+    tensors = opened.within("ae") if opened.keys == BACKUP else opened
+    bare = tensors.content.get("decoder") if "decoder" in tensors.keys else None
+    if not isinstance(bare, Tensor) or len(bare.shape) != 2 or "decoder.weight" in tensors.keys:
+        return tensors
+    linear = dataclasses.replace(bare, shape=bare.shape[::-1], swapped=not bare.swapped)
+    rest = {key: value for key, value in tensors.content.items() if key != "decoder"}
+    return dataclasses.replace(tensors, content=rest | {"decoder.weight": linear})
 
 
 def detect(opened: Opened) -> bool:
     """Whether it has the keys of one of the classes."""
-    return opened.path.suffix == ".pt" and bool(_classes_with(_state_dict(opened).keys))
+    return opened.path.suffix == ".pt" and bool(_classes_with(_state_dict(opened)))
+
+
+def main_file(path: Path) -> Path:
+    """The SAE that a snapshot of its training belongs to."""
+    final = path.parent.parent / "ae.pt"
+    return final if path.parent.name == "checkpoints" and final.is_file() else path
 
 
 def load(opened: Opened, **choices: Any) -> SAE:
@@ -115,35 +163,31 @@ def load(opened: Opened, **choices: Any) -> SAE:
     one, instead of top-k), `norm_factor` (what activations were divided by in training; a backup's own by
     default, 1 = leave as it is).
     """
-    path, config, tensors = opened.path, _config(opened.path), _state_dict(opened)
-    trainer = config.get("trainer", {})
-    name = choices.get("dict_class") or trainer.get("dict_class") or _only_class(path, tensors)
+    path, tensors = opened.path, _state_dict(opened)
+    file = config_file(path)
+    config = read_json(file)
+    trainer = setting(file, config, "trainer", dict, {})
+    said = setting(path, choices, "dict_class", str, None) or setting(file, trainer, "dict_class", str, None)
+    name = class_name(said) if said else _only_class(path, tensors)
     sae = _convert(path, name, tensors)
     stored = tensors.array("threshold") if tensors.content.get("threshold") is not None else None
-    sae = _choose_rule(path, sae, stored, choices, trainer.get("k"))
-    factor = choices.get("norm_factor")
-    if tensors is not opened:
-        factor = factor if factor is not None else opened.content["norm_factor"]
-        sae = unscale_input(sae, float(factor if factor is not None else 1.0))
-    if choices.get("normalize_decoder"):
+    sae = _choose_rule(path, sae, stored, choices, setting(file, trainer, "k", int, None))
+    factor = setting(path, choices, "norm_factor", float, None)
+    backup = opened.keys == BACKUP
+    if backup and factor is None and opened.content["norm_factor"] is not None:
+        factor = float(opened.array("norm_factor").reshape(()))
+    if factor is not None and not 0 < factor < float("inf"):
+        raise CheckpointError(f"{path}: norm_factor is {factor}; inputs are divided by a positive number")
+    if backup:
+        sae = unscale_input(sae, factor if factor is not None else 1.0)
+    sae = dataclasses.replace(sae, info=info(path, config, name, factor, sae))
+    if setting(path, choices, "normalize_decoder", bool, False):
         sae = unit_decoder(sae)
-    return check(dataclasses.replace(sae, info=_info(path, config, name, factor)), str(path))
-
-
-def _config(path: Path) -> dict:
-    """config.json of the SAE's folder, or of the one above for files in `checkpoints/`; {} if there is
-    none."""
-    for folder in (path.parent, path.parent.parent):
-        file = folder / "config.json"
-        if file.is_file():
-            return read_json(file)
-        if path.parent.name != "checkpoints":
-            break
-    return {}
+    return check(sae, str(path))
 
 
 def _only_class(path: Path, tensors: Opened) -> str:
-    names = _classes_with(tensors.keys)
+    names = _classes_with(tensors)
     if len(names) == 1:
         return names[0]
     raise CheckpointError(
@@ -154,67 +198,55 @@ def _only_class(path: Path, tensors: Opened) -> str:
 
 def _convert(path: Path, name: str, tensors: Opened) -> SAE:
     if name not in CLASSES:
-        raise CheckpointError(f"{path}: dict_class {name!r} is not one of {', '.join(CLASSES)}")
-    needed, convert = CLASSES[name]
-    missing = sorted(needed - tensors.keys)
+        raise CheckpointError(f"{path}: dict_class {name!r:.80} is not one of {', '.join(CLASSES)}")
+    known = CLASSES[name]
+    missing = sorted((known.tensors.keys() | known.numbers) - tensors.keys)
     if missing:
         raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing, which {name} needs")
-    return convert(tensors)
+    axes(tensors, known.tensors, known=known.numbers | known.optional)
+    return known.convert(tensors)
 
 
 def _choose_rule(path: Path, sae: SAE, stored: Any, choices: dict, config_k: int | None) -> SAE:
     """Top-k, threshold or batch rule, as the file and the choices say."""
-    k = (
-        choices.get("k")
-        or sae.k
-        or (config_k if sae.variant in ("topk", "batch_topk", "matryoshka") else None)
-    )
-    sae = dataclasses.replace(sae, k=int(k) if k is not None else None)
+    ranked = sae.variant in ("topk", "batch_topk", "matryoshka")
+    chosen = setting(path, choices, "k", int, None)
+    if chosen is not None and not ranked:
+        raise CheckpointError(f"{path}: a {sae.variant} SAE takes no k")
+    k = next((k for k in (chosen, sae.k, config_k) if k is not None), None) if ranked else None
+    sae = dataclasses.replace(sae, k=k)
     batched = sae.variant in ("batch_topk", "matryoshka")
-    wanted = choices.get("threshold")
-    if wanted is not None and wanted is not False:
-        value = stored if wanted is True else np.float32(wanted)
-        if value is None or (sae.variant not in ("topk", "jumprelu") and not batched):
-            raise CheckpointError(
-                f"{path}: a {sae.variant} SAE without a stored threshold takes no threshold=True"
-            )
-        variant = "batch_topk" if sae.variant == "topk" else sae.variant
-        shape = sae.extra["threshold"].shape if sae.variant == "jumprelu" else ()
-        return dataclasses.replace(
-            sae, variant=variant, extra=sae.extra | {"threshold": jnp.broadcast_to(jnp.asarray(value), shape)}
-        )
-    if choices.get("batch_rule") and not batched:
+    if choices.get("threshold") is not None and choices["threshold"] is not False:
+        return _with_threshold(path, sae, stored, choices["threshold"])
+    rule = setting(path, choices, "batch_rule", bool, None)
+    if rule and not batched:
         raise CheckpointError(
             f"{path}: batch_rule is for BatchTopKSAE and MatryoshkaBatchTopKSAE, not {sae.variant}"
         )
-    rule = choices.get("batch_rule")
     # A negative threshold is the initial -1: training stopped before it was measured. With it every positive
     # pre-activation would fire, which is not the SAE that was trained.
-    if batched and (rule or (rule is None and float(sae.extra["threshold"]) < 0)):
-        return dataclasses.replace(sae, batch_rule=True)
-    return sae
-
-
-def _info(path: Path, config: dict, name: str, factor: float | None) -> Info:
-    trainer = config.get("trainer", {})
-    hook, index = site(str(trainer.get("submodule_name", "")))
-    layer = trainer.get("layer")
-    # |e|^2 + l1 * sum z ||W|| in units of x / factor is |e|^2 + l1 * factor * sum z ||W|| in raw ones.
-    l1, notes = trainer.get("l1_penalty"), []
-    l1 = l1 if name in ("AutoEncoder", "AutoEncoderNew") else None  # a Gated SAE's penalty is on its gate
-    lam = float(l1) * factor if l1 is not None and factor is not None else None
-    if l1 is not None and lam is None:
-        notes.append(
-            f"trained with l1_penalty={l1} on activations whose scale the file does not record; pass "
-            "norm_factor=... (1 if they were not normalised) for the penalty in raw units"
+    if batched and not rule and float(sae.extra["threshold"]) < 0:
+        sae = _noted(
+            sae, loud(path, UNMEASURED + ("" if rule is False else "; the k * N largest of a batch do"))
         )
-    return Info(
-        name=path.parent.name if path.name == "ae.pt" else path.stem,
-        source=str(path),
-        format="dictionary_learning",
-        model_name=str(trainer.get("lm_name") or ""),
-        layer_index=int(layer) if layer is not None else index,
-        hook=hook,
-        lam_train=lam,
-        notes=(f"dict_class {name}", *notes),
-    )
+        return dataclasses.replace(sae, batch_rule=rule is None)
+    return dataclasses.replace(sae, batch_rule=True) if rule else sae
+
+
+def _with_threshold(path: Path, sae: SAE, stored: Any, wanted: Any) -> SAE:
+    """The SAE with one threshold instead of top-k; `wanted`: the number, or True for the stored one."""
+    value = stored if wanted is True else setting(path, {"threshold": wanted}, "threshold", float, None)
+    if value is None or sae.variant not in ("topk", "jumprelu", "batch_topk", "matryoshka"):
+        raise CheckpointError(
+            f"{path}: a {sae.variant} SAE without a stored threshold takes no threshold=True"
+        )
+    variant = "batch_topk" if sae.variant == "topk" else sae.variant
+    shape = sae.extra["threshold"].shape if sae.variant == "jumprelu" else ()
+    if wanted is True and sae.variant != "jumprelu" and float(np.asarray(value).reshape(())) < 0:
+        sae = _noted(sae, loud(path, UNMEASURED))
+    threshold = jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape)
+    return dataclasses.replace(sae, variant=variant, extra=sae.extra | {"threshold": threshold})
+
+
+def _noted(sae: SAE, note: str) -> SAE:
+    return dataclasses.replace(sae, info=dataclasses.replace(sae.info, notes=(*sae.info.notes, note)))

@@ -44,3 +44,22 @@ def site(name: str) -> Site:
     if name in ("hook_embed", "embed_tokens", "model.embed_tokens", "blocks.0.hook_embed"):
         return Site("embed")
     return Site(name)
+
+
+# {hook: what TransformerLens calls it, after `blocks.{layer}.`}
+_TRANSFORMER_LENS = {
+    name: f"hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
+}
+_TRANSFORMER_LENS |= {f"hook_{name}": f"attn.hook_{name}" for name in "zqkv"}
+_TRANSFORMER_LENS |= {f"mlp_{name}": f"mlp.hook_{name}" for name in ("in", "pre", "post")}
+_TRANSFORMER_LENS |= {"ln2": "ln2.hook_normalized"}
+
+
+def transformer_lens_name(hook: str, layer: int | None) -> str:
+    """TransformerLens' name of a Site, so that `site` of it is that Site again; the hook's own word where there is
+    none or no layer."""
+    if hook == "embed":
+        return "hook_embed"
+    if layer is None or hook not in _TRANSFORMER_LENS:
+        return hook
+    return f"blocks.{layer}.{_TRANSFORMER_LENS[hook]}"

@@ -53,7 +53,8 @@ def _patterns(inside: str) -> list[str]:
     folder = inside.rpartition("/")[0]
     above, _, name = folder.rpartition("/")
     folders = [folder, above] if name == "checkpoints" else [folder]
-    return [inside, *(f"{place}/*.{kind}".lstrip("/") for place in folders for kind in ("json", "yaml"))]
+    beside = [f"{place}/*.{kind}".lstrip("/") for place in folders for kind in ("json", "yaml")]
+    return [inside, *beside, f"{above}/config.json".lstrip("/")]  # of the run, above the folders of its hooks
 
 
 def _files(repo: str) -> list[str]:

@@ -19,7 +19,7 @@ from amortjax.errors import AmortjaxError
 from amortjax.files import write_atomically
 from amortjax.saes.checks import check
 from amortjax.saes.formats.loca import AE, CONFIG, META, MULTI, NORMALISED, STANDARD, Block
-from amortjax.saes.sae import SAE, Info
+from amortjax.saes.sae import SAE, Info, is_transcoder
 
 CHOICES = ("standard", "bias_latent")
 
@@ -78,7 +78,7 @@ def _check_plain(sae: SAE, variant: str, what: str) -> None:
         f"is a {sae.variant} SAE, where a {variant} SAE goes": sae.variant != variant,
         f"normalises its input ({sae.norm})": sae.norm != "none",
         "ranks pre-activations times the decoder's norms (rescale)": sae.rescale,
-        "is a transcoder": sae.d_in != sae.d_out or "W_skip" in sae.extra,
+        "is a transcoder": is_transcoder(sae),
         "has fine-tuning factors (f_dec)": "f_dec" in sae.extra,
     }
     for reason, holds in wrong.items():
