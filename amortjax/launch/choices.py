@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from amortjax.launch.flagged import FlagError
 
@@ -24,6 +24,14 @@ class Choices:
         float | None,
         "What training divided its activations by (dictionary_learning, Llama Scope) or multiplied them by (SAELens); "
         "1 = the file as it is.",
+    ] = None
+    scale: Annotated[
+        Literal["saelens", "openmoss"] | None,
+        "Units of a Llama Scope SAE's codes: those of training, as SAELens has them, or of raw activations.",
+    ] = None
+    pre_bias: Annotated[
+        bool | None,
+        "Of a bare file that names no library: true = b_dec is subtracted before encoding; false = it is not.",
     ] = None
     batch_rule: Annotated[
         bool | None, "true: the k N largest of a batch of N tokens fire, not all above a threshold."

@@ -5,9 +5,12 @@ optional of these (`int | None`), and `tuple[str, ...]` or `tuple[Literal[...], 
 Flags are read with absl, so `--flagfile=...` nests and the last one wins.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import inspect
 import json
+import os
 import sys
 import textwrap
 import types
@@ -90,7 +93,7 @@ def help_text(config_class: type, module: str) -> str:
     """The `--help` page of a launcher: its docstring, then each flag with default and choices."""
     doc = textwrap.dedent(sys.modules[config_class.__module__].__doc__ or "").strip()
     lines = [doc, "", f"usage: python -m {module} [--flagfile=FILE] [--flag=value ...]", "", "flags:"]
-    for field in dataclasses.fields(config_class):
+    for field in _as_shown(config_class):
         kind, text = _hints(config_class)[field.name]
         if _choices(kind):
             text += f" Choices: {', '.join(_choices(kind))}."
@@ -103,6 +106,15 @@ def help_text(config_class: type, module: str) -> str:
         lines.append(f"  --{field.name}")
         lines += textwrap.wrap(text, width=100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def _as_shown(config_class: type) -> list[dataclasses.Field]:
+    """Required flags first, then the launcher's own, then those it shares with others."""
+    own = inspect.get_annotations(config_class)
+    return sorted(
+        dataclasses.fields(config_class),
+        key=lambda field: (field.default is not dataclasses.MISSING, field.name not in own),
+    )
 
 
 def parse(config_class: type, argv: Sequence[str], aliases: dict[str, str] | None = None) -> Any:
@@ -169,7 +181,10 @@ def launch(
     """A launcher's main: `--help`, flags, then `run(config)`; a user's mistake is one line and exit code 2."""
     argv = sys.argv[1:]
     if any(arg in ("-h", "-help", "--help", "--helpfull", "--helpshort") for arg in argv):
-        print(help_text(config_class, module))
+        with contextlib.suppress(BrokenPipeError):  # `--help | head`
+            print(help_text(config_class, module), flush=True)
+            raise SystemExit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
         raise SystemExit(0)
     huge_pages.ensure()
     try:

@@ -1,6 +1,7 @@
 """Flags from a dataclass: types, lists, flagfiles, and what is said of mistakes."""
 
 import dataclasses
+import subprocess
 import sys
 from typing import Annotated, Literal
 
@@ -86,3 +87,21 @@ def test_help_names_every_flag_default_and_choice():
         "usage: python -m amortjax.launch.test",
     ):
         assert name in text
+
+
+def test_help_shows_required_flags_first_and_shared_ones_last():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(Config):
+        ours: Annotated[str, "Ours."] = ""
+        needed: Annotated[str, "Needed."]
+
+    text = flagged.help_text(Own, "amortjax.launch.test")
+    shared = [field.name for field in dataclasses.fields(Config) if field.default is not dataclasses.MISSING]
+    assert text.index("--needed") < text.index("--ours") < text.index(f"--{shared[0]}")
+
+
+def test_help_into_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m amortjax.launch.convert --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr

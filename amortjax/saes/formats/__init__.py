@@ -90,9 +90,10 @@ WRITERS = {
 def load_sae(path_or_hub_id: str | os.PathLike, **choices: Any) -> SAE:
     """Reads an SAE from a file, a folder that holds exactly one, or the hub (`org/repo:path/in/it`).
 
-    `choices` settle what a file leaves open: `k`, `threshold`, `dict_class`, `normalize_decoder`,
-    `norm_factor`, `batch_rule`; each format takes some of them. Raises CheckpointError naming file and
-    remedy.
+    `choices` settle what a file leaves open: `k`, `threshold`, `dict_class`, `d_model`, `pre_bias`,
+    `normalize_decoder`, `norm_factor`, `scale`, `batch_rule`; each format takes some of them (its `CHOICES`, told by
+    its reader's `load`). Raises CheckpointError naming file and remedy; warns of what may make the SAE another than
+    the one that was trained.
     """
     path = _local(path_or_hub_id)
     name, opened = _only_sae(path)
