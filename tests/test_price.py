@@ -301,7 +301,7 @@ def test_section5_writes_tables_pictures_and_a_report(on_disk, capsys):
     rows = section5.run(config)
     out = on_disk / "out"
     assert {row["mode"] for row in rows} == {"amortized", "semi_amortized", "non_amortized", "optimal"}
-    for name in ("results.csv", "results.parquet", "results.json", "report.md", "config.json"):
+    for name in ("results.csv", "results.parquet", "results.json", "report.md", "report.html", "config.json"):
         assert (out / name).stat().st_size > 0
     assert list((out / "figures").glob("*.png"))
     assert len(json.loads((out / "results.json").read_text())) == len(rows)

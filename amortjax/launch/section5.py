@@ -3,8 +3,8 @@
 Evaluates every checkpoint under every inference mode on held-out tokens, each comparison saying what was held
 equal and how far each code is from optimal. Activations come from a store (--acts), are collected into one
 (--model_name ... without --acts), or are streamed and never stored (--stream, one checkpoint). Writes
-results.parquet, .csv and .json, pictures and report.md to --out; finished rows are skipped when the command is
-given again.
+results.parquet, .csv and .json, pictures, report.md and report.html (with single latents in context) to --out;
+finished rows are skipped when the command is given again.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ Choice = Literal[
     "no_b_dec", "ignore_thresholds", "topk_without_relu", "signed", "unit_weights", "lambda_grid",
     "density_target", "pseudo_labels", "train_f1",
 ]  # fmt: skip
+
+MOST_LATENTS = 1000  # in the explorer: more would be a page that is slow to open
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,9 @@ class Config(Text):
     )
     chunk: Annotated[int, "Tokens at a time."] = 1024
     seed: Annotated[int, "Of row selection, resamples and probes."] = 0
+    explorer_latents: Annotated[int, "Latents that report.html shows in context, of all SAEs (0: none)."] = (
+        200
+    )
 
     def checked(self) -> "Config":
         """Itself, or AmortjaxError naming the flag."""
@@ -87,6 +92,10 @@ class Config(Text):
         for name in positive:
             if not getattr(self, name) > 0:
                 raise AmortjaxError(f"--{name}={getattr(self, name)}: must be above 0")
+        if not 0 <= self.explorer_latents <= MOST_LATENTS:
+            raise AmortjaxError(
+                f"--explorer_latents={self.explorer_latents}: must be from 0 (none) to {MOST_LATENTS}"
+            )
         if self.stream and len(self.ckpts) > 1:
             raise AmortjaxError(
                 "--stream evaluates one checkpoint: collect a store (leave --stream out) for several"
@@ -210,38 +219,70 @@ def run(config: Config) -> list[dict]:
 
 
 def report(config: Config, out: Path, rows: list[dict], acts: Any, saes: list[Any]) -> None:
-    """Pictures and report.md."""
-    import importlib.metadata
+    """Pictures, report.md and report.html."""
+    from amortjax.files import write_atomically
+    from amortjax.report import figures, html, page
 
+    pictures, about, versions = figures.draw(rows, out / "figures"), about_run(acts, saes), used_versions()
+    page.write_page(rows, out, about, pictures, versions)
+    write_atomically(out / "config.json", flagged.to_json(config))
+    explored = explorers(config, out, rows, acts, saes)
+    given = dataclasses.asdict(config)
+    path = html.write_html(rows, out, about, pictures, explored, versions=versions, flags=given)
+    print(f"\nresults {out}/results.csv, pictures {out}/figures, report {path} (and report.md)")
+
+
+def explorers(
+    config: Config, out: Path, rows: list[dict], acts: Any, saes: list[Any]
+) -> list[dict[str, Any]]:
+    """The latent explorer's data of each SAE, kept in `out`/rows, at the optimum's lambda; of none without one."""
+    from amortjax.metrics.explorer import explore
+    from amortjax.metrics.plan import pose_subject
+
+    plan, found = make_plan(config), []
+    least, more = divmod(config.explorer_latents, len(saes))
+    for i, sae in enumerate(saes):
+        lam, n = _optimum_lambda(rows, sae.info.name), least + (i < more)
+        if n and lam is None:
+            print(
+                f"{sae.info.name}: no lambda of an optimum, so its latents are not explored", file=sys.stderr
+            )
+        elif n and lam:
+            found.append(explore(pose_subject(sae, acts, plan), plan, lam, n, out / "rows", progress=True))
+    return found
+
+
+def _optimum_lambda(rows: list[dict], name: str) -> float | None:
+    """lambda* where the rows have it, else that of an optimum they hold."""
+    own = [row for row in rows if row["checkpoint"] == name and row.get("lam")]
+    at_star = [row["lam"] for row in own if row["condition"] == "same_lambda"]
+    return next(iter(at_star + [row["lam"] for row in own if row["mode"] == "optimal"]), None)
+
+
+def about_run(acts: Any, saes: list[Any]) -> dict[str, str]:
+    """What was measured, for a report's head."""
     import jax
 
-    from amortjax.files import write_atomically
-    from amortjax.report import figures, page
-
-    pictures = figures.draw(rows, out / "figures")
     manifest = acts.manifest
-    about = {
+    return {
         "model": manifest["model_name"],
         "site": f"{manifest['hook']} of block {manifest['layer_index']}",
         "corpus": manifest["dataset"],
         "SAEs": "; ".join(f"{s.info.name} ({s.variant}, M = {s.n_latents}, {s.info.format})" for s in saes),
         "device": str(jax.devices()[0].device_kind),
     }
-    packages = ("amortjax", "jax", "numpy", "scipy", "scikit-learn")
-    versions = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
-    path = page.write_page(rows, out, about, pictures, versions)
-    write_atomically(out / "config.json", flagged.to_json(config))
-    print(f"\nresults {out}/results.csv, pictures {out}/figures, report {path}")
 
 
-def _installed(name: str) -> bool:
-    import importlib.metadata
+def used_versions() -> dict[str, str]:
+    """Of the packages that numbers depend on, if installed."""
+    import contextlib
+    import importlib.metadata as metadata
 
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    found = {}
+    for name in ("amortjax", "jax", "numpy", "scipy", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":
