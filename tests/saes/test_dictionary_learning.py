@@ -60,6 +60,11 @@ def test_dictionary_learning_class_names_with_modules(said, tmp_path):
     assert_codes(load_sae(learned(tmp_path, TOPK, dict_class=said)), a * (a > np.float32(0.4)))
 
 
+def test_dictionary_learning_a_negative_layer_is_none(tmp_path):
+    path = learned(tmp_path, LINEAR | {"bias": B_DEC}, dict_class="AutoEncoder", layer=-1)
+    assert load_sae(path).info.layer_index is None
+
+
 def test_dictionary_learning_negative_thresholds_are_loud(tmp_path):
     state = TOPK | {"threshold": np.array(-1, np.float32)}
     path = learned(tmp_path, state, dict_class="BatchTopKSAE")

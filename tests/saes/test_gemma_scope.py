@@ -219,6 +219,10 @@ def test_other_arrays_are_not_taken_for_it(tmp_path):
     np.savez(tmp_path / "params.npz", w_enc=draw(D, M), x=draw(3))
     with pytest.raises(CheckpointError, match="no SAE of a known format"):
         load_sae(tmp_path)
+    (tmp_path / "params.npz").unlink()
+    np.savez(tmp_path / "mine.npz", **weights())  # nothing says that these are Gemma Scope's
+    with pytest.raises(CheckpointError, match="no SAE of a known format"):
+        load_sae(tmp_path)
 
 
 def test_the_golden_folder_in_a_repository_s_folder_names_the_model(tmp_path):

@@ -227,9 +227,18 @@ def test_r1_distill(tmp_path, tokens, config):
 
 def test_an_r1_tie_with_the_threshold_does_not_fire(tmp_path):
     t = r1()
-    t["encoder.bias"] = np.exp(t["log_jumprelu_threshold"])
+    # The exp nearest to the exact one, as PyTorch's is; NumPy's in float32 often is not.
+    t["encoder.bias"] = np.exp(t["log_jumprelu_threshold"], dtype=np.float64).astype(np.float32)
     sae = load_sae(write(tmp_path, {"norm_activation": "inference"}, t))
     assert not api.encode(sae, np.zeros((40, D), np.float32)).any()
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan, 200])
+def test_log_thresholds_are_finite(tmp_path, value):
+    t = r1()
+    t["log_jumprelu_threshold"][3] = value
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        load_sae(write(tmp_path, {"norm_activation": "inference"}, t))
 
 
 def test_r1_distill_with_its_average_norm(tmp_path, tokens):

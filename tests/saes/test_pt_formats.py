@@ -116,6 +116,7 @@ CONFIG = {
 
 
 def bart(folder: Path, change: dict | None = None, **config) -> Path:
+    folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     return write_state(folder / "sae.pt", PLAIN | (change or {}))
 
@@ -150,10 +151,25 @@ def test_bartbussmann_batched_kinds_and_their_choices(tmp_path):
         load_sae(bart(tmp_path, {"threshold": np.zeros((), np.float32)}))
 
 
+@pytest.mark.filterwarnings("ignore:.*no threshold:UserWarning")
+def test_whole_numbers_may_be_floats_or_numpy_s(tmp_path):
+    path = bart(tmp_path, top_k=float(K), act_size=float(D))
+    assert (load_sae(path).k, load_sae(path, k=np.int64(2)).k, load_sae(path, k=3.0).k) == (K, 2, 3)
+    assert load_sae(path, threshold=np.float32(0.5)).extra["threshold"] == 0.5
+    assert_refused(path, "k is 2.5; wanted a whole number", k=2.5)
+
+
 def test_bartbussmann_origin():
     info = load_sae(GOLDEN / "bb_topk").info
     assert (info.model_name, info.hook, info.layer_index) == ("gpt2-small", "resid_pre", 8)
     assert info.name.startswith("gpt2-small_blocks.8") and info.format == "bartbussmann"
+
+
+def test_a_negative_layer_is_none(tmp_path):
+    path = bart(tmp_path, sae_type="vanilla", layer=-1)
+    assert load_sae(path).info.layer_index == 8  # hook_point's
+    path = bart(tmp_path, sae_type="vanilla", layer=-1, hook_point="somewhere")
+    assert load_sae(path).info.layer_index is None
 
 
 @pytest.mark.parametrize(
@@ -299,6 +315,19 @@ def test_overcomplete_fires_where_the_threshold_is_reached(folder):
     assert api.encode(sae, x)[probe["row"], probe["latent"]] > 0
 
 
+def test_a_tie_with_the_exp_of_a_stored_threshold(tmp_path):
+    """bartbussmann's thresholds are strict, overcomplete's are not, and exp is PyTorch's."""
+    torch = pytest.importorskip("torch")
+    log = draw(M, seed=5) / 3
+    tied, zero = torch.exp(torch.from_numpy(log)).numpy(), np.zeros((1, D), np.float32)
+    bart_state = {"jumprelu.log_threshold": log, "b_enc": tied}
+    strict = api.encode(load_sae(bart(tmp_path / "b", bart_state, sae_type="jumprelu")), zero)
+    state = OVER | {"thresholds": log, "encoder.final_block.0.bias": tied}
+    reached = api.encode(load_sae(write_state(tmp_path / "o" / "state_dict.pt", state)), zero)
+    # PyTorch's own exp is off the nearest number for one value of a hundred.
+    assert np.count_nonzero(strict) <= 1 and np.count_nonzero(reached) >= M - 1
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 200])
 def test_stored_logarithms_are_finite(value, tmp_path):
     log = np.full(M, value, np.float32)
@@ -357,6 +386,8 @@ def test_qresearch_is_an_autoencoder_new_in_bf16(tmp_path):
         "decoder.weight": W_DEC.T,
         "decoder.bias": B_DEC,
     }
+    write_state(tmp_path / "a" / "sae.pth", state, bf16=True)
+    assert load_sae(tmp_path / "a").info.format == "dictionary_learning"
     path = write_state(tmp_path / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", state, bf16=True)
     sae = load_sae(path)
     for key, array in (("W_enc", W_ENC), ("b_enc", B_ENC), ("W_dec", W_DEC), ("b_dec", B_DEC)):

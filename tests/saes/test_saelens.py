@@ -215,6 +215,12 @@ def test_a_log_threshold_is_a_threshold(edited):
 # --- Older versions
 
 
+def test_a_log_threshold_of_minus_infinity_is_no_threshold_of_zero(edited):
+    log = np.full_like(stored(GOLDEN / "saelens6_jumprelu_bdec_false")["threshold"], -np.inf, np.float32)
+    with pytest.raises(CheckpointError, match="log_threshold holds NaN or infinite"):
+        load_sae(edited("6_jumprelu_bdec_false", threshold=None, log_threshold=log))
+
+
 def test_the_first_versions_keys(edited):
     old = {
         "hook_point": "blocks.7.hook_resid_pre", "hook_point_layer": 7, "hook_point_head_index": None,

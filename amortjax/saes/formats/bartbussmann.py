@@ -18,11 +18,10 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats.checked import agree, axes, setting
+from amortjax.saes.formats.checked import agree, axes, block, exponential, setting
 from amortjax.saes.formats.common import build, loud
 from amortjax.saes.formats.hooks import site
 from amortjax.saes.formats.opened import Opened
-from amortjax.saes.formats.overcomplete import exponential
 from amortjax.saes.sae import SAE, Info
 
 CHOICES = ("k", "threshold", "batch_rule")
@@ -141,7 +140,7 @@ def _groups(file: Path, config: dict[str, Any]) -> tuple[int, ...]:
 def _info(path: Path, config: dict[str, Any], notes: list[str]) -> Info:
     file = path.with_name(CONFIG)
     place = site(setting(file, config, "hook_point", str, ""))
-    layer = setting(file, config, "layer", int, place.layer)
+    layer = block(file, config, "layer", place.layer)
     name = setting(file, config, "name", str, "") or path.absolute().parent.name
     model = setting(file, config, "model_name", str, "")
     return Info(name, str(path), "bartbussmann", model, layer, place.hook, notes=tuple(notes))

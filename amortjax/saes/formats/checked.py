@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amortjax.errors import CheckpointError
 from amortjax.saes.formats.opened import Opened
 
@@ -12,10 +14,14 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 def setting(file: Path, config: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     """config[key], or `default` if it is missing or null. CheckpointError if it is of another kind; a whole number
-    will do for a float."""
+    will do for a float, 8.0 for 8, and NumPy's numbers for Python's."""
     value = config.get(key)
     if value is None:
         return default
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool) or not _ordinary(value):
         raise CheckpointError(f"{file}: {key} is {value!r:.80}; wanted {KINDS[kind]}")
@@ -27,6 +33,12 @@ def _ordinary(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or abs(value) < 2**63
+
+
+def block(file: Path, config: dict[str, Any], key: str, default: int | None) -> int | None:
+    """config[key], the number of a block of the model, from 0; `default` if it is missing, null or negative."""
+    number = setting(file, config, key, int, None)
+    return default if number is None or number < 0 else number
 
 
 def agree(file: Path, key: str, said: float, found: int) -> None:
@@ -62,3 +74,15 @@ def axes(
                 f"{opened.path}: {key} has shape {shape}; the other tensors ask for ({wanted})"
             )
     return sizes
+
+
+def exponential(opened: Opened, key: str) -> np.ndarray:
+    """exp of a tensor that is stored as a logarithm, rounded to float32. An infinite one would be a 0 that no check
+    finds."""
+    stored = opened.array(key)
+    if not np.isfinite(stored).all():
+        raise CheckpointError(f"{opened.path}: {key} holds NaN or infinite values: the checkpoint is damaged")
+    # NumPy's exp in float32 is off PyTorch's last bit for two values of five, which turns exact ties over; the exp of
+    # float64 for one of a hundred.
+    with np.errstate(over="ignore"):  # the SAE's check refuses what is infinite then
+        return np.exp(stored, dtype=np.float64).astype(np.float32)

@@ -148,7 +148,7 @@ def _state_dict(opened: Opened) -> Opened:
 
 def detect(opened: Opened) -> bool:
     """Whether it has the keys of one of the classes."""
-    return opened.path.suffix == ".pt" and bool(_classes_with(_state_dict(opened)))
+    return opened.path.suffix in (".pt", ".pth") and bool(_classes_with(_state_dict(opened)))
 
 
 def main_file(path: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amortjax.saes.formats.checked import setting
+from amortjax.saes.formats.checked import block, setting
 from amortjax.saes.formats.goodfire import named
 from amortjax.saes.formats.hooks import site
 from amortjax.saes.formats.sparsify import INPUTS
@@ -36,7 +36,7 @@ def info(path: Path, config: dict, name: str, factor: float | None, sae: SAE) ->
     trainer = setting(file, config, "trainer", dict, {})
     submodule = setting(file, trainer, "submodule_name", str, "")
     hook, index = site(submodule)
-    model, layer = setting(file, trainer, "lm_name", str, ""), setting(file, trainer, "layer", int, index)
+    model, layer = setting(file, trainer, "lm_name", str, ""), block(file, trainer, "layer", index)
     if not config:
         model, layer = named(path)
         hook = "" if layer is None else "resid_post"

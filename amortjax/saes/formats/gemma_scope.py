@@ -18,6 +18,7 @@ from amortjax.saes.formats.opened import Opened
 from amortjax.saes.sae import SAE, Info, unit_decoder
 
 CHOICES = ("normalize_decoder",)
+NAME = "params.npz"
 TENSORS = {"w_enc": "DM", "b_enc": "M", "w_dec": "MO", "b_dec": "O", "threshold": "M"}
 SKIP = {"affine_skip_connection": "DO"}
 WIDTH = r"width_(\d+)([km])(?![a-z0-9])"
@@ -42,9 +43,10 @@ MATRYOSHKA = "trained with Matryoshka losses, whose groups the file does not tel
 
 
 def detect(opened: Opened) -> bool:
-    """Whether most of the tensors are there: of an .npz in capitals or not, of a .safetensors in small letters."""
+    """Whether most of the tensors are there: of a params.npz in capitals or not, of a .safetensors in small letters.
+    Other .npz may have these names for matrices the other way round."""
     if opened.path.suffix == ".npz":
-        return len({key.lower() for key in opened.keys} & TENSORS.keys()) >= 4
+        return opened.path.name == NAME and len({key.lower() for key in opened.keys} & TENSORS.keys()) >= 4
     return (
         opened.path.suffix == ".safetensors"
         and len(opened.keys & (TENSORS | SKIP).keys()) >= 4

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amortjax.saes.checks import check
-from amortjax.saes.formats.checked import agree, axes, setting
+from amortjax.saes.formats.checked import agree, axes, block, setting
 from amortjax.saes.formats.common import build
 from amortjax.saes.formats.hooks import site
 from amortjax.saes.formats.opened import Opened
@@ -45,5 +45,5 @@ def load(opened: Opened) -> SAE:
 def _info(path: Path, file: Path, config: dict[str, Any]) -> Info:
     place = site(setting(file, config, "act_name", str, ""))
     model = re.match(r"(.+?)_L\d+_", path.stem)
-    layer = setting(file, config, "layer", int, place.layer)
+    layer = block(file, config, "layer", place.layer)
     return Info(path.stem, str(path), "kissane", model.group(1) if model else "", layer, place.hook)

@@ -18,7 +18,7 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats.checked import agree, axes, setting
+from amortjax.saes.formats.checked import agree, axes, exponential, setting
 from amortjax.saes.formats.common import build, loud
 from amortjax.saes.formats.hooks import Site, site
 from amortjax.saes.formats.llama_scope_norms import (
@@ -171,8 +171,8 @@ def _arrays(
     if name == "jumprelu" and single is not None:
         a["threshold"] = np.full(a["b_enc"].shape, single * (f_in if trained else 1.0), np.float32)
     elif name == "jumprelu":
-        with np.errstate(over="ignore"):  # `check` refuses what is infinite
-            a["threshold"] = np.exp(opened.array(layout.log_threshold)) / np.float32(1.0 if trained else f_in)
+        a["threshold"] = exponential(opened, layout.log_threshold)
+        a["threshold"] /= np.float32(1.0 if trained else f_in)
     return a
 
 

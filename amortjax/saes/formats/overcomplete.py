@@ -15,7 +15,7 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats.checked import axes, setting
+from amortjax.saes.formats.checked import axes, exponential, setting
 from amortjax.saes.formats.common import build, loud
 from amortjax.saes.formats.opened import Opened
 from amortjax.saes.sae import SAE, Info
@@ -65,15 +65,6 @@ def _dictionary(opened: Opened) -> np.ndarray:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-8)
     rows *= exponential(opened, SCALE)
     return rows
-
-
-def exponential(opened: Opened, key: str) -> np.ndarray:
-    """exp of a tensor that is stored as a logarithm, in float32. An infinite one would be a 0 that no check finds."""
-    stored = opened.array(key)
-    if not np.isfinite(stored).all():
-        raise CheckpointError(f"{opened.path}: {key} holds NaN or infinite values: the checkpoint is damaged")
-    with np.errstate(over="ignore"):  # the SAE's check refuses what is infinite then
-        return np.exp(stored)
 
 
 def _rule(

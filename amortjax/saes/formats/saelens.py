@@ -15,6 +15,7 @@ import numpy as np
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
 from amortjax.saes.formats import saelens_config
+from amortjax.saes.formats.checked import exponential
 from amortjax.saes.formats.common import build, loud
 from amortjax.saes.formats.opened import Opened, read_json
 from amortjax.saes.formats.saelens_config import ARCHITECTURES, Config, Settings
@@ -86,9 +87,8 @@ def _arrays(opened: Opened, config: Config) -> Arrays:
         )
     _check_shapes(opened, config)
     t = {key: opened.array(key, transpose=key == "W_skip") for key in sorted(opened.keys)}
-    if "log_threshold" in t:
-        with np.errstate(over="ignore"):  # infinite thresholds are found by `check`
-            t["threshold"] = np.exp(t.pop("log_threshold"))
+    if t.pop("log_threshold", None) is not None:
+        t["threshold"] = exponential(opened, "log_threshold")
     if config.variant == "matching_pursuit":
         t["W_enc"] = opened.array("W_dec", transpose=True)
     return t

@@ -14,7 +14,7 @@ import numpy as np
 
 from amortjax.errors import CheckpointError
 from amortjax.saes.checks import check
-from amortjax.saes.formats.checked import agree, axes, setting
+from amortjax.saes.formats.checked import agree, axes, block, setting
 from amortjax.saes.formats.common import build
 from amortjax.saes.formats.hooks import site
 from amortjax.saes.formats.opened import Opened
@@ -80,7 +80,7 @@ def _config(cfg: Any) -> dict[str, Any]:
 
 def _info(path: Path, config: dict[str, Any], transcoder: bool) -> Info:
     place = site(setting(path, config, "hook_point", str, ""))
-    layer = setting(path, config, "hook_point_layer", int, place.layer)
+    layer = block(path, config, "hook_point_layer", place.layer)
     notes = []
     if transcoder:
         to = setting(path, config, "out_hook_point", str, "another place")
