@@ -12,7 +12,7 @@ from amortjax.metrics import labels
 from amortjax.metrics.matching import CONDITIONS
 from amortjax.metrics.measure import Subject
 from amortjax.saes.literal import CHOICES, literal_sae
-from amortjax.saes.sae import SAE
+from amortjax.saes.sae import SAE, is_transcoder
 
 DEFAULT_MODES = tuple(MODES)
 
@@ -38,6 +38,7 @@ class Plan:
     literal_choices: tuple[str, ...] = tuple(CHOICES)
     eval_split: str = "test"
     seed: int = 0
+    details: bool = True  # at one lambda also the gap's amplitude and support, and the optimum at other tolerances
 
     def __post_init__(self) -> None:
         # The encoder first: the others' paired differences are from it.
@@ -75,7 +76,7 @@ def pose_subject(sae: SAE, acts: Any, plan: Plan) -> Subject:
             f"this SAE takes activations of width {sae.d_in}, the store's have {acts.d_model}: collect "
             "activations of the model, layer and hook the SAE was trained on"
         )
-    if sae.d_in != sae.d_out or "W_skip" in sae.extra:
+    if is_transcoder(sae):
         raise AmortjaxError(
             "this is a transcoder: its price needs recorded outputs beside the inputs, not supported"
         )
