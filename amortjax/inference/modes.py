@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from amortjax.errors import AmortjaxError
-from amortjax.inference import refit
+from amortjax.inference import refit, unrolled
 from amortjax.inference.codes import Codes, concatenate
 from amortjax.inference.objective import Problem
 from amortjax.inference.request import Precision, Request, Settings, Solved
@@ -19,7 +19,8 @@ from amortjax.inference.solvers import SOLVERS
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the modes may be told. `tol` bounds the optimum's relative gap."""
+    """What the modes may be told. `tol` bounds the optimum's relative gap. `alista`: (gamma, theta) of each layer of
+    the ALISTA network whose codes semi_amortized starts from (`unrolled.constants`); (): from the encoder's."""
 
     semi_steps: int = 30
     ista_steps: int = 200
@@ -30,6 +31,7 @@ class Options:
     precision: Precision = (
         "highest"  # of the optimum's search for candidates; its certificate is float32 always
     )
+    alista: tuple[tuple[float, float], ...] = ()
 
 
 _SPARSE = 64  # L0 up to which the encoder's codes are where the optimum's solver starts
@@ -48,9 +50,9 @@ class Task(NamedTuple):
     start: Codes | None = None
 
 
-def _request(task: Task, start: Codes | None, n_steps: int | None = None) -> Request:
+def _request(task: Task, start: Codes | None, n_steps: int | None = None, params: Any = None) -> Request:
     options = task.options
-    settings = Settings(options.tol, n_steps, options.chunk, options.precision)
+    settings = Settings(options.tol, n_steps, options.chunk, options.precision, params)
     return Request(task.problem, task.t, task.lam, start, task.encoder.l0, settings)
 
 
@@ -72,7 +74,12 @@ def encoder_refit(task: Task) -> Solved:
 
 
 def semi_amortized(task: Task) -> Solved:
-    return SOLVERS["ista"].solve(_request(task, task.encoder, task.options.semi_steps))
+    start, layers = task.encoder, _none(task)
+    if task.options.alista:
+        network = unrolled.with_constants(task.problem, task.options.alista)
+        start, layers = SOLVERS["alista"].solve(_request(task, None, params=network))
+    codes, steps = SOLVERS["ista"].solve(_request(task, start, task.options.semi_steps))
+    return codes, layers + steps
 
 
 def non_amortized(task: Task) -> Solved:
@@ -98,21 +105,32 @@ def omp(task: Task) -> Solved:
 
 
 class Mode(NamedTuple):
-    """`knob`: what calibration may turn: lambda, the encoder's scale, or nothing."""
+    """`knob`: what calibration may turn: lambda, the encoder's scale, or nothing. `options`: those of Options that its
+    codes depend on, beside `chunk`."""
 
     solve: Callable[[Task], Solved]
     knob: Literal["none", "lam", "scale"]
     text: str
+    options: tuple[str, ...] = ()
+
+
+_EXACT = ("tol", "solver", "fista_steps", "precision")
 
 
 MODES = {
     "amortized": Mode(amortized, "none", "the encoder's code, one forward pass"),
     "encoder_scaled": Mode(encoder_scaled, "scale", "the encoder's code times the one scale that fits best"),
     "encoder_refit": Mode(encoder_refit, "none", "non-negative least squares on the encoder's support"),
-    "semi_amortized": Mode(semi_amortized, "lam", "a few ISTA steps from the encoder's code"),
-    "non_amortized": Mode(non_amortized, "lam", "ISTA from zero (200 steps: the papers' reference)"),
-    "optimal": Mode(optimal, "lam", "the lasso optimum, certified token by token"),
-    "optimal_refit": Mode(optimal_refit, "lam", "non-negative least squares on the optimum's support"),
+    "semi_amortized": Mode(
+        semi_amortized, "lam", "a few ISTA steps from the encoder's code", ("semi_steps", "alista")
+    ),
+    "non_amortized": Mode(
+        non_amortized, "lam", "ISTA from zero (200 steps: the papers' reference)", ("ista_steps",)
+    ),
+    "optimal": Mode(optimal, "lam", "the lasso optimum, certified token by token", _EXACT),
+    "optimal_refit": Mode(
+        optimal_refit, "lam", "non-negative least squares on the optimum's support", _EXACT
+    ),
     "omp": Mode(
         omp, "none", "non-negative orthogonal matching pursuit at the encoder's K; best found, not certified"
     ),
@@ -126,6 +144,11 @@ def resolve(name: str) -> str:
     if name not in MODES:
         raise AmortjaxError(f"mode {name!r} is not one of {', '.join(MODES)}")
     return name
+
+
+def relevant(mode: str, options: Options) -> dict[str, Any]:
+    """{name: value} of the options that a measurement of `mode` depends on. Every mode's codes are judged by `tol`."""
+    return {name: getattr(options, name) for name in ("chunk", "tol", *MODES[mode].options)}
 
 
 def best_scale(problem: Problem, t: np.ndarray, encoder: Codes, lam: np.ndarray | float) -> float:

@@ -13,6 +13,8 @@ trained at one lambda can be asked for another. Neither is exact: `objective.cer
 
 import dataclasses
 import functools
+import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +78,25 @@ def init_alista(problem: Problem, n_layers: int = LAYERS) -> Unrolled:
     step = jnp.float32(1.0 / largest if largest > 0 else 1.0)
     ones = jnp.ones(n_layers)
     return Unrolled(jnp.asarray(weights.T, jnp.float32), step, ones, ones, learns_matrix=False)
+
+
+def constants(params: Unrolled) -> tuple[tuple[float, float], ...]:
+    """(gamma, theta) of each layer: all that tells an ALISTA network from others of the same dictionary."""
+    pairs = zip(np.asarray(params.gamma).tolist(), np.asarray(params.theta).tolist(), strict=True)
+    return tuple((gamma, theta) for gamma, theta in pairs)
+
+
+_analytic: dict[int, Unrolled] = {}  # by the id of a Problem that is alive
+
+
+def with_constants(problem: Problem, learned: Sequence[tuple[float, float]]) -> Unrolled:
+    """The ALISTA network of a dictionary with these constants of its layers. Its weights, which take seconds where
+    D and M are large, are found once for each Problem."""
+    if id(problem) not in _analytic:
+        _analytic[id(problem)] = init_alista(problem, 1)
+        weakref.finalize(problem, _analytic.pop, id(problem), None)
+    gamma, theta = jnp.asarray(np.asarray(learned, np.float32).T)
+    return dataclasses.replace(_analytic[id(problem)], gamma=gamma, theta=theta)
 
 
 @functools.partial(jax.jit, static_argnames="signed")

@@ -21,7 +21,7 @@ from amortjax.inference import objective
 from amortjax.inference.api import bar_of
 from amortjax.inference.calibrate import Calibration
 from amortjax.inference.gaps import Proof
-from amortjax.inference.modes import MODES
+from amortjax.inference.modes import MODES, relevant
 from amortjax.metrics import absorption, kept, matching, probes, streaming, uncertainty
 from amortjax.metrics.labels import Units
 from amortjax.metrics.matching import Setting
@@ -32,7 +32,7 @@ from amortjax.saes.digest import digest
 
 OTHER_TOLERANCES = (1e-3, 1e-6)  # at which the optimum's L0 and dead share are shown beside its own
 PUBLISHED_CALIBRATION = 16000  # tokens below which a row says that it was calibrated on few
-NUMBERS = 3  # raised with every change of what a measurement computes, so that old ones are not reused
+NUMBERS = 4  # raised with every change of what a measurement computes, so that old ones are not reused
 HEAD_METRICS = ("nmse", "l0", "dead", "own_gap", "suboptimality_lower", "suboptimality_upper")
 
 
@@ -71,8 +71,8 @@ class Bench:
             raise AmortjaxError(
                 "this SAE's encoder fires on no calibration token: a wrong layer, hook or scale?"
             )
-        reachable = target <= subject.problem.rank_bound
-        star = self.calibrated("star", lambda: matching.star(subject, target)) if reachable else None
+        wanted = target <= subject.problem.rank_bound and self.needs_star()
+        star = self.calibrated("star", lambda: matching.star(subject, target)) if wanted else None
         if star is not None:
             columns = {"l0_target": target, "l0_calibration": star.achieved}
             yield from self.at_one_lambda("same_lambda", star.lam, columns, matching.missed(star))
@@ -87,6 +87,13 @@ class Bench:
             yield from self.settings("same_nmse", lambda mode: matching.at_nmse(subject, mode, nmse, start))
         if subject.sae.info.lam_train:
             yield from self.at_one_lambda("trained_lambda", subject.sae.info.lam_train / 2, {}, ())
+
+    def needs_star(self) -> bool:
+        """Whether something is measured at lambda*, or another lambda is looked for near it."""
+        turned = any(MODES[mode].knob == "lam" for mode in self.plan.modes)
+        return "same_lambda" in self.plan.conditions or (
+            turned and not {"same_l0", "same_nmse"}.isdisjoint(self.plan.conditions)
+        )
 
     def literal_rows(self) -> Iterator[dict[str, Any]]:
         l0 = float((np.asarray(self.subject.calibration[1].values) > 0).sum(axis=1).mean())
@@ -138,6 +145,7 @@ class Bench:
     def calibrated(self, name: str, find: Callable[[], Any]) -> Any:
         """A Calibration or Setting, found once and kept."""
         about = self.identity | {"calibration": name, "target": [self.plan.target_l0, self.plan.target_dense]}
+        about["options"] = self.relevant("optimal", name.split()[-1])  # found near the optimum's lambda
         path = (
             self.folder and self.folder / f"calibration_{kept.key_of(about | {'choices': self.choices})}.json"
         )
@@ -161,8 +169,11 @@ class Bench:
             or mode == "optimal"
         )
         against = mode != "optimal" and reference is not None
-        split = against and condition == "same_lambda"
+        split = against and condition == "same_lambda" and self.plan.details
         about = {"mode": mode, "knobs": knobs, "against": against, "probed": probed, "split": split}
+        about["options"] = self.relevant(mode, *(("optimal",) if against else ()))
+        if mode == "optimal" and not self.plan.details:
+            about["details"] = False
         key = kept.key_of(self.identity | about)
         name = f"{mode} {key}"
         if name not in self.memory:
@@ -174,6 +185,10 @@ class Bench:
                     kept.save(path, found)
             self.memory[name] = found
         return self.memory[name]
+
+    def relevant(self, *names: str) -> dict[str, Any]:
+        """The options that measurements of these modes depend on: others share the measurement."""
+        return {k: v for mode in names if mode in MODES for k, v in relevant(mode, self.plan.options).items()}
 
     def estimates(self, mode: str) -> dict[str, uncertainty.Estimate]:
         """Of a mode that depends on no lambda, with its draws: what other SAEs on the same tokens are paired with."""
@@ -197,7 +212,10 @@ class Bench:
         if measured.screen is not None:
             values["certified_dead"] = float(1 - measured.screen.latents.mean())
             values["possibly_active"] = float(measured.screen.count.mean())
-            values |= self.at_other_tolerances(knobs) if condition == "same_lambda" else {}
+            if condition == "same_lambda" and self.plan.details:
+                values |= self.at_other_tolerances(knobs)
+        base = float(measured.sums.base.sum())
+        values |= {f"nmse@prefix:{n}": e / base for n, e in measured.prefixes.items() if base > 0}
         values["iterations"] = measured.iterations
         values |= found.pop("about")
         values["seconds"] = round(time.monotonic() - began, 2)

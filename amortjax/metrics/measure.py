@@ -6,6 +6,7 @@ and never holds dense codes of more than a chunk.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from amortjax.inference.codes import Codes
 from amortjax.inference.gaps import Proof, Screen
 from amortjax.inference.modes import Options
 from amortjax.inference.objective import Problem
+from amortjax.inference.request import Solved
 from amortjax.metrics import labels, streaming
 from amortjax.saes.sae import SAE, NormStats, norm_out
 
@@ -44,6 +46,11 @@ class Subject:
         t, stats = objective.targets(self.sae, x, offset=self.problem.record.offset)
         return x, np.asarray(t), stats
 
+    def solve(self, mode: str, knobs: "Knobs", rows: np.ndarray, x: np.ndarray, t: np.ndarray) -> Solved:
+        """Codes of `rows`, whose inputs and targets are x and t, in the SAE's units, and iterations (n,)."""
+        encoder = encode_codes(self.sae, x, self.options.chunk)
+        return modes.solve(mode, self.problem, t, encoder, knobs.lam or 0.0, knobs.scale, self.options)
+
     @functools.cached_property
     def calibration(self) -> tuple[np.ndarray, Codes, np.ndarray, NormStats]:
         """t, the encoder's codes, x and norm statistics of the calibration rows."""
@@ -69,6 +76,7 @@ class Measured(NamedTuple):
     proof: Proof  # this mode's own objective and dual value of each test token
     iterations: float  # mean per token
     screen: Screen | None  # what is not proved inactive on the test tokens (the optimum only)
+    prefixes: dict[int, float]  # squared error, raw units, of each Matryoshka prefix's reconstruction alone
 
 
 def decoded(subject: Subject, x: np.ndarray, t: np.ndarray, residual: np.ndarray, stats: NormStats):
@@ -83,17 +91,28 @@ def decoded(subject: Subject, x: np.ndarray, t: np.ndarray, residual: np.ndarray
     return x - raw, x - origin
 
 
+def prefix_sizes(sae: SAE) -> tuple[int, ...]:
+    """Widths of a Matryoshka SAE's nested dictionaries, the last one all of it; () for other variants."""
+    return tuple(itertools.accumulate(sae.groups)) if sae.variant == "matryoshka" else ()
+
+
+def _prefix_errors(subject: Subject, x: np.ndarray, t: np.ndarray, codes: Codes, stats: NormStats):
+    """{W: sum of |x - x_hat|^2 where only the first W latents of the codes are decoded}, float64."""
+    errors, problem = {}, subject.problem
+    z, residual = scipy.sparse.csc_array(codes.csr(np.float64)), np.asarray(t, np.float64)
+    for start, stop in itertools.pairwise((0, *prefix_sizes(subject.sae))):
+        atoms = problem.weights64[start:stop, None] * problem.unit64[start:stop]
+        residual = residual - z[:, start:stop] @ atoms
+        errors[stop] = float(np.sum(np.square(decoded(subject, x, t, residual, stats)[0])))
+    return errors
+
+
 def _chunks(subject: Subject, rows: np.ndarray, bar: Any) -> Iterator[tuple[slice, np.ndarray]]:
     for i in range(0, len(rows), subject.options.chunk):
         part = slice(i, min(i + subject.options.chunk, len(rows)))
         yield part, rows[part]
         if bar is not None:
             bar.update(part.stop - part.start)
-
-
-def _solve(subject: Subject, mode: str, knobs: Knobs, x: np.ndarray, t: np.ndarray):
-    encoder = encode_codes(subject.sae, x, subject.options.chunk)
-    return modes.solve(mode, subject.problem, t, encoder, knobs.lam or 0.0, knobs.scale, subject.options)
 
 
 def _clipped(subject: Subject, codes: Codes) -> scipy.sparse.csr_array:
@@ -122,14 +141,18 @@ def measure(
     sums = streaming.init(sae.n_latents, subject.acts.d_model)
     head_sums = {n: streaming.init(sae.n_latents, subject.acts.d_model) for n in heads if n < len(rows)}
     proofs, screens, parts, steps, lam = [], [], [], 0.0, knobs.lam or 0.0
+    prefixes = dict.fromkeys(prefix_sizes(sae), 0.0)
     for part, chosen in _chunks(subject, rows, bar):
         x, t, stats = subject.batch(chosen)
-        codes, iterations = _solve(subject, mode, knobs, x, t)
+        codes, iterations = subject.solve(mode, knobs, chosen, x, t)
         found = objective.certify(subject.problem, t, codes, lam)
         proofs.append(gaps.proof_of(subject.problem, found, lam))
         if mode == "optimal" and lam:
             screens.append(gaps.possibly_active(subject.problem, found, lam))
         residual, base = decoded(subject, x, t, found.residual, stats)
+        if prefixes:
+            for width, error in _prefix_errors(subject, x, t, codes, stats).items():
+                prefixes[width] += error
         batch = streaming.Batch(x, residual, base, _clipped(subject, codes), block[part])
         if knobs.lam is not None:
             known = () if reference is None else (reference.rows(part),)
@@ -144,7 +167,8 @@ def measure(
     if probes:
         test = _units(subject, scipy.sparse.csr_array(scipy.sparse.vstack(parts)), rows)
         train = _units(subject, _codes_of(subject, mode, knobs, bar), subject.probe_rows)
-    return Measured(sums, head_sums, train, test, _joined(proofs), steps / len(rows), _merged(screens))
+    found = (_joined(proofs), steps / len(rows), _merged(screens), prefixes)
+    return Measured(sums, head_sums, train, test, *found)
 
 
 def _codes_of(subject: Subject, mode: str, knobs: Knobs, bar: Any) -> scipy.sparse.csr_array:
@@ -152,7 +176,7 @@ def _codes_of(subject: Subject, mode: str, knobs: Knobs, bar: Any) -> scipy.spar
     if subject.units != "norms":
         for _, chosen in _chunks(subject, subject.probe_rows, bar):
             x, t, _ = subject.batch(chosen)
-            parts.append(_clipped(subject, _solve(subject, mode, knobs, x, t)[0]))
+            parts.append(_clipped(subject, subject.solve(mode, knobs, chosen, x, t)[0]))
     return scipy.sparse.csr_array(scipy.sparse.vstack(parts))
 
 

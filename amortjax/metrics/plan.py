@@ -38,7 +38,8 @@ class Plan:
     literal_choices: tuple[str, ...] = tuple(CHOICES)
     eval_split: str = "test"
     seed: int = 0
-    details: bool = True  # at one lambda also the gap's amplitude and support, and the optimum at other tolerances
+    # At one lambda also the gap's amplitude and support, and the optimum at other tolerances.
+    details: bool = True
 
     def __post_init__(self) -> None:
         # The encoder first: the others' paired differences are from it.

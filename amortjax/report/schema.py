@@ -6,6 +6,7 @@
     protocol      controlled | literal                  density_target  what `literal` was calibrated to
     variant, n_latents, d_model                         l0_calibration  achieved on the calibration rows
     steps         of semi_amortized and non_amortized   record       the Objective record, as a dict
+    start         of step_sweep's steps: encoder | alista
     n_tokens, n_documents   evaluated                   flags        tuple of keys of FLAGS, or of free text
     seconds, seed, tol, versions, ...                   any metric of metrics.definitions.METRICS
 
@@ -55,6 +56,8 @@ L0_TOLERANCE = 0.02
 def mode_label(row: Mapping[str, Any]) -> str:
     """ "ISTA-200 from zero" for non_amortized with 200 steps; an unknown mode is its own label."""
     label = MODES.get(str(row["mode"]), str(row["mode"]))
+    if row.get("start") == "alista":
+        label = label.replace("semi", "ALISTA")
     steps = row.get("steps")
     if steps is None:
         return label.replace("-{steps}", "").replace(", {steps} steps", "-amortized")

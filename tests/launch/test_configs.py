@@ -1,6 +1,7 @@
 """Every flagfile and every command of the README names flags that exist."""
 
 import importlib
+import math
 import re
 import shlex
 from pathlib import Path
@@ -42,7 +43,9 @@ def test_trainings_are_complete(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = parse("train", [f"--flagfile={path}"]).checked()
     recipes = {name: recipe.check() for name, recipe in expand(config, Recipe).items()}
-    assert len(recipes) == (6 if "saebench" in str(path) else max(len(config.configs), 1))
+    swept = math.prod(axis.count("/") + 1 for axis in config.sweep)
+    assert len(recipes) == max(len(config.configs), 1) * swept
+    assert swept == 6 or "saebench" not in str(path)
     if "saebench" in str(path):
         recipe = next(iter(recipes.values()))
         assert recipe.steps * recipe.batch_size == pytest.approx(5e8, rel=1e-5)
