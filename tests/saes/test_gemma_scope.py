@@ -230,3 +230,15 @@ def test_the_golden_folder_in_a_repository_s_folder_names_the_model(tmp_path):
     shutil.copytree(GOLDEN / "gemma_scope" / "layer_20", repository / "layer_20")
     info = load_sae(repository).info
     assert (info.hook, info.layer_index, info.model_name) == ("resid_post", 20, "google/gemma-2-2b")
+
+
+def test_unequal_widths_without_a_word_in_the_path_are_said_aloud(tmp_path):
+    d, m = 5, 8
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (d + 1, m), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,), "threshold": (m,)}
+    np.savez(
+        tmp_path / "params.npz",
+        **{key: rng.random(shape).astype(np.float32) for key, shape in shapes.items()},
+    )
+    with pytest.warns(UserWarning, match="takes 6 numbers and gives 5: read as a transcoder"):
+        assert load_sae(tmp_path).info.transcoder

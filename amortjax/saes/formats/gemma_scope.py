@@ -5,6 +5,7 @@ JumpReLU, pre = x @ W_enc + b_enc: b_dec is never subtracted. Gemma Scope 2's `a
 added as x @ it. Where in the model they read is in the path and, for Gemma Scope 2, in a config.json that some lack.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ def load(opened: Opened, normalize_decoder: bool = False) -> SAE:
     if "affine_skip_connection" in file.keys:
         extra["W_skip"] = file.array("affine_skip_connection")
     info = _info(path, config, sizes["M"], second)
+    if sizes["D"] != sizes["O"] and not info.transcoder:
+        note = f"it takes {sizes['D']} numbers and gives {sizes['O']}: read as a transcoder, as no name says"
+        info = dataclasses.replace(info, transcoder=True, notes=(*info.notes, loud(path, note)))
     w_enc, b_enc, w_dec, b_dec = (file.array(key) for key in ("w_enc", "b_enc", "w_dec", "b_dec"))
     sae = build("jumprelu", w_enc, b_enc, w_dec, b_dec, None, extra, info=info)
     wanted = setting(path, {"normalize_decoder": normalize_decoder}, "normalize_decoder", bool, False)
