@@ -11,10 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "amortjax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room imports only from rooms to its left.
 ROOMS = ("errors", "files", "activations", "saes", "inference", "metrics", "report", "price", "adapters")
-SIDE_ROOMS = {"training": {"errors", "files", "activations", "saes", "inference", "metrics", "training"}}
+_LEFT = {"errors", "files", "activations", "saes", "inference", "metrics"}
+SIDE_ROOMS = {
+    "training": _LEFT | {"training"},
+    "interp": _LEFT | {"interp"},
+    "synthetic": _LEFT | {"training", "interp", "synthetic"},
+}
 TORCH_MAY_BE_IMPORTED_IN = (
     "activations/export.py", "activations/splice.py", "adapters.py", "assets/train_lm.py", "launch/bench_",
     "saes/formats/dictionary_learning_writer.py", "saes/formats/loca_writer.py",
+    "interp/local.py",
 )  # fmt: skip
 ONLY_IN = {"matplotlib": ("report/figures",), "flax.nnx": ("training/",)}
 
