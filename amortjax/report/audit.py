@@ -53,6 +53,12 @@ def _half(row: Row, name: str) -> str:
     return with_interval(*(row.get(f"{name}{end}") for end in ("", "_lo", "_hi")))
 
 
+def _expected(row: Row, key: str) -> str:
+    """A share of latents, ~0 where less than a hundredth of a latent is expected."""
+    few = 0 < row[key] * row["n_latents"] < NOTHING
+    return "~0" if few else short(row[key])
+
+
 def classes_sheet(rows: Sequence[Row]) -> Sheet:
     """A line per SAE and tolerance: counts on all tokens, shares at half of the documents."""
     header = ["SAE", "tolerance", "N", "latents", "dead, encoder", "dead, optimum", "dead, ISTA"]
@@ -80,8 +86,8 @@ def curve_sheets(curves: Sequence[Row]) -> list[Sheet]:
         body = []
         for row in (row for row in own if row["tol"] == tol):
             line = [row["kind"], grouped_digits(row["n_tokens"]), str(row["n_documents"])]
-            line += [short(row[f"dead_{which}"]) for which in ("encoder", "optimum", "ista")]
-            line += [short(row[which]) for which in CLASSES if which != "alive"]
+            line += [_expected(row, f"dead_{which}") for which in ("encoder", "optimum", "ista")]
+            line += [_expected(row, which) for which in CLASSES if which != "alive"]
             body.append([*line, short(row["certified_dead"]) if "certified_dead" in row else MISSING])
         header = ["documents", "N", "number", "dead, encoder", "dead, optimum", "dead, ISTA"]
         header += [*(LABELS[which] for which in CLASSES if which != "alive"), "certified dead"]

@@ -176,11 +176,12 @@ def _null_bars(axis: "Axes", block: Sequence[Row], key: str) -> None:
             axis.plot(
                 [row["absorption_chance"]] * 2, [y - 0.42, y + 0.42], color="black", linewidth=1.6, zorder=4
             )
-        end = max(v for v in (value, hi, 0.0) if v is not None)
+        chance = row.get("absorption_chance") if key == "absorption" else None
+        end = max(v for v in (value, hi, chance, 0.0) if v is not None)
         axis.annotate(short(value), (end, y), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axis.margins(x=0.28)
     axis.axvline(0, color="black", linewidth=0.6)
-    axis.locator_params(axis="x", nbins=4)
+    axis.locator_params(axis="x", nbins=3)  # more run together where numbers are long
     plain(axis)
     axis.tick_params(axis="y", length=0)
 
