@@ -10,6 +10,7 @@ and report.html; finished parts are skipped when the command is given again.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,11 +24,12 @@ Null = Literal[
 ]  # fmt: skip
 
 
+NULLS: tuple[Null, ...] = ("random_encoder", "shuffled_codes", "random_dictionary", "random_support")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(audits.Config):
-    nulls: Annotated[tuple[Null, ...], "Null models beside the encoder and the optimum."] = (
-        "random_encoder", "shuffled_codes", "random_dictionary", "random_support",
-    )  # fmt: skip
+    nulls: Annotated[tuple[Null, ...], "Null models beside the encoder and the optimum."] = NULLS
     null_draws: Annotated[int, "Times each null model is drawn: shown are the mean and the spread."] = 3
 
     def checked(self) -> "Config":
@@ -55,6 +57,15 @@ def run(config: Config) -> list[dict[str, Any]]:
     pictures = figures_audit.draw_nulls(rows, config.folder / "figures")
     audits.write_report(config, null_report.report(rows, section5.about_run(acts, saes), pictures))
     return rows
+
+
+def beside(given: section5.Config, out: Path, acts: Any, saes: list[Any]) -> list[dict[str, Any]]:
+    """Rows of SAEs that launch.section5 evaluates, with its flags and its finished parts, `out`/rows."""
+    shared = {field.name for field in dataclasses.fields(Config)}
+    own = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f.name in shared}
+    config = Config(**own | {"kept": str(out / "rows"), "nulls": NULLS})
+    posed = (audits.pose(config, sae, acts, ("optimal",)) for sae in saes)
+    return [row for one in posed for row in rows_of(config, one, acts)]
 
 
 def rows_of(config: Config, posed: audits.Posed, acts: Any) -> list[dict[str, Any]]:

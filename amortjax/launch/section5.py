@@ -72,6 +72,9 @@ class Config(Text):
     )
     chunk: Annotated[int, "Tokens at a time."] = 1024
     seed: Annotated[int, "Of row selection, resamples and probes."] = 0
+    nulls: Annotated[
+        bool, "Also the pathology metrics of null models at the same L0 (all of them: amortjax.launch.nulls)."
+    ] = False
     explorer_latents: Annotated[int, "Latents that report.html shows in context, of all SAEs (0: none)."] = (
         200
     )
@@ -99,6 +102,10 @@ class Config(Text):
         if self.stream and len(self.ckpts) > 1:
             raise AmortjaxError(
                 "--stream evaluates one checkpoint: collect a store (leave --stream out) for several"
+            )
+        if self.nulls and self.protocol == "literal":
+            raise AmortjaxError(
+                "--nulls has no meaning under --protocol=literal: its codes are matched in L0"
             )
         if self.acts is None and (self.model_name is None or self.layer_index is None):
             raise AmortjaxError("give --acts, or --model_name and --layer_index to collect activations")
@@ -224,12 +231,26 @@ def report(config: Config, out: Path, rows: list[dict], acts: Any, saes: list[An
     from amortjax.report import figures, html, page
 
     pictures, about, versions = figures.draw(rows, out / "figures"), about_run(acts, saes), used_versions()
+    sections, more = null_models(config, out, acts, saes) if config.nulls else ([], [])
+    pictures = [*pictures, *more]
     page.write_page(rows, out, about, pictures, versions)
     write_atomically(out / "config.json", flagged.to_json(config))
     explored = explorers(config, out, rows, acts, saes)
     given = dataclasses.asdict(config)
-    path = html.write_html(rows, out, about, pictures, explored, versions=versions, flags=given)
+    path = html.write_html(rows, out, about, pictures, explored, sections, versions, given)
     print(f"\nresults {out}/results.csv, pictures {out}/figures, report {path} (and report.md)")
+
+
+def null_models(config: Config, out: Path, acts: Any, saes: list[Any]) -> tuple[list[Any], list[Path]]:
+    """Sections of the page and pictures: what the metrics are when nothing was learned; nulls.csv beside."""
+    from amortjax.launch import nulls
+    from amortjax.report import figures_audit, null_report, sheets, tables
+
+    rows = nulls.beside(config, out, acts, saes)
+    tables.write_results(rows, out, "nulls")
+    found = null_report.report(rows, about_run(acts, saes), figures_audit.draw_nulls(rows, out / "figures"))
+    print(f"\n{sheets.printed(found)}")
+    return sheets.sections(found, "Null models: what the numbers mean"), list(found.pictures)
 
 
 def explorers(

@@ -57,9 +57,13 @@ def write(report: Report, folder: Path, versions: Mapping[str, str], flags: Mapp
     parts += ["## What the numbers mean", report.explained]
     parts += ["## Versions", ", ".join(f"{name} {version}" for name, version in versions.items())]
     write_atomically(folder / "report.md", "\n\n".join(parts) + "\n")
-    sections = [html.Section(sheet.title, sheet.text, sheet.header, sheet.body) for sheet in report.sheets]
-    sections.append(html.Section("What the numbers mean", report.explained))
     html.write_html(
-        [], folder, report.about, report.pictures, None, sections, versions, flags, title=report.title,
+        [], folder, report.about, report.pictures, None, sections(report), versions, flags, title=report.title,
         sentences=report.sentences,
     )  # fmt: skip
+
+
+def sections(report: Report, explained: str = "What the numbers mean") -> list[html.Section]:
+    """Its sheets and explanation as parts of a page."""
+    found = [html.Section(sheet.title, sheet.text, sheet.header, sheet.body) for sheet in report.sheets]
+    return [*found, html.Section(explained, report.explained)]

@@ -11,6 +11,7 @@ from mistakes import refuses
 
 import amortjax as aj
 from amortjax.activations.store import MemoryStore
+from amortjax.errors import AmortjaxError
 from amortjax.launch import audits, consistency, dead_audit, flagged, nulls, section5
 from amortjax.metrics import coded
 from amortjax.report.tables import read_results
@@ -251,6 +252,24 @@ def test_the_encoders_row_is_section_5s(nulled, ckpts, store):
             assert own[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-7), (mode, name)
     refit = table[table["mode"] == "encoder_refit"].iloc[0]["nmse"]
     assert next(row for row in nulled[1] if row["mode"] == "amortized")["nmse_refit"] == pytest.approx(refit)
+
+
+def test_section_5_shows_them_beside_its_table(nulled, ckpts, activations, tmp_path, capsys):
+    few = {"encode_modes": "amortized,optimal", "conditions": "same_l0", "explorer_latents": 0}
+    section5.run(config(section5, ckpts, tmp_path, nulls="true", **few))
+    found = read_results(tmp_path, "nulls")
+    for row in found:
+        wanted = next(other for other in nulled[1] if other["mode"] == row["mode"])
+        assert row["l0"] == pytest.approx(wanted["l0"], rel=0.1)
+        if row["mode"] in ("amortized", "optimal"):
+            assert row["f1@1"] == pytest.approx(wanted["f1@1"]), "flags shared with section5"
+    assert [row["mode"] for row in found][2:] == list(nulls.NULLS)
+    said = capsys.readouterr().out
+    for text in (said, (tmp_path / "report.html").read_text()):
+        assert "random dictionary" in text and "shuffled codes" in text
+    assert "nulls.png" in (tmp_path / "report.md").read_text()
+    with pytest.raises(AmortjaxError, match=r"--nulls.*literal"):
+        config(section5, ckpts, tmp_path, nulls="true", protocol="literal").checked()
 
 
 def test_a_second_run_of_the_nulls_makes_only_what_is_missing(nulled, ckpts, activations, monkeypatch):
