@@ -153,7 +153,7 @@ def check_layer(model: Model, layer_index: int, max_seq_len: int) -> None:
         )
 
 
-def _site(block: Any, hook: str) -> Any:
+def site(block: Any, hook: str) -> Any:
     """The submodule of a block whose output is `mlp_out` or `attn_out`."""
     names = {"mlp_out": ("mlp", "feed_forward"), "attn_out": ("self_attn", "attention", "attn")}[hook]
     if hasattr(block, "post_feedforward_layernorm"):  # Gemma 2 and 3: what is added has been normed.
@@ -189,7 +189,7 @@ class _Tap:
         if hook == "resid_pre":
             self._handle = block.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
-            module = block if hook == "resid_post" else _site(block, hook)
+            module = block if hook == "resid_post" else site(block, hook)
             self._handle = module.register_forward_hook(self._after)
 
     def _take(self, value: Any) -> None:
@@ -246,7 +246,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     return groups
 
 
-def _inputs(model: Model, documents: list[Tokens]) -> dict[str, Any]:
+def inputs(model: Model, documents: list[Tokens]) -> dict[str, Any]:
     """Padded to the right: a causal model never looks there, an encoder is told by the mask."""
     import torch
 
@@ -299,7 +299,7 @@ def run_places(
             for tap in taps:
                 tap.value = None
             with contextlib.suppress(_Enough):
-                _forward(model, _inputs(model, [documents[i] for i in group]))
+                _forward(model, inputs(model, [documents[i] for i in group]))
             for x, tap in zip(found, taps, strict=True):
                 hidden = tap.value.float().cpu().numpy()
                 for row, i in enumerate(group):
@@ -318,6 +318,6 @@ def run_bare(model: Model, documents: list[Tokens], layer_index: int, hook: str,
     try:
         for group in batches([len(document.ids) for document in documents], batch_tokens):
             with contextlib.suppress(_Enough):
-                _forward(model, _inputs(model, [documents[i] for i in group]))
+                _forward(model, inputs(model, [documents[i] for i in group]))
     finally:
         tap.remove()

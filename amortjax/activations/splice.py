@@ -162,7 +162,7 @@ def score(
     with torch.inference_mode():
         for group in export.batches([len(document.ids) for document in documents], batch_tokens):
             own = [documents[i] for i in group]
-            inputs = export._inputs(causal.model, own)
+            inputs = export.inputs(causal.model, own)
             log_p = _logits(causal, inputs).float().log_softmax(-1)
             _record(found[CLEAN], group, own, log_p, log_p)
             for name, splice in splices.items():
@@ -222,7 +222,7 @@ def _spliced(model: Model, place: Place, value: Any, where: Any) -> Iterator[Non
     if hook == "resid_pre":
         handle = block.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = (block if hook == "resid_post" else export._site(block, hook)).register_forward_hook(after)
+        handle = (block if hook == "resid_post" else export.site(block, hook)).register_forward_hook(after)
     try:
         yield
     finally:

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from amortjax.errors import AmortjaxError
 from amortjax.launch import flagged, section5
+from amortjax.launch.choices import Choices
 from amortjax.launch.text import Text
 
 POSITIVE = ("ista_steps", "tol", "calibration_tokens", "eval_tokens", "chunk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text):
+class Config(Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
     out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     acts: Annotated[str | None, "Activation store; without it activations are collected."] = None

@@ -16,6 +16,7 @@ import numpy as np
 
 from amortjax.errors import AmortjaxError
 from amortjax.launch import core_parts, flagged, section5
+from amortjax.launch.choices import Choices
 from amortjax.launch.core_parts import Scene
 from amortjax.launch.text import Text, model_and_corpus
 
@@ -29,7 +30,7 @@ ABLATIONS = {"zero_ablation": "zero", "zero_kept": "kept", "mean_ablation": "mea
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text):
+class Config(Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
     out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     encode_modes: Annotated[tuple[Mode, ...], "Inference modes, each brought to the encoder's L0."] = (
@@ -148,7 +149,8 @@ def run(config: Config) -> list[dict]:
     """Evaluates, writes and prints; returns the rows."""
     config = config.checked()
     out = Path(config.out.removesuffix(".json"))
-    saes = section5.load_all(section5.Config(ckpts=config.ckpts, out=config.out))
+    settled = {field.name: getattr(config, field.name) for field in dataclasses.fields(Choices)}
+    saes = section5.load_all(section5.Config(ckpts=config.ckpts, out=config.out, **settled))
     # Heavy imports after the flags' and checkpoints' checks, so that mistakes are quick.
     from amortjax.metrics import fidelity
     from amortjax.report import core, tables

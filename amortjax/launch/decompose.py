@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
 from amortjax.launch import flagged
+from amortjax.launch.choices import Choices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Choices):
     ckpt: Annotated[str, "SAE checkpoint: a file, a folder or a hub id (org/repo:path)."]
     acts: Annotated[str, "Activation store, as written by amortjax.launch.collect, with a sae_train split."]
     out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
@@ -74,7 +75,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     from amortjax.saes.formats import load_sae
 
     out = Path(config.out.removesuffix(".json"))
-    climb, star, l0 = _climb(config, load_sae(config.ckpt), open_store(config.acts), out)
+    climb, star, l0 = _climb(config, load_sae(config.ckpt, **config.given()), open_store(config.acts), out)
     print(
         f"{climb.subject.sae.info.name}: lambda {climb.lam:.4g}, L0 of the encoder {l0:.4g}", file=sys.stderr
     )

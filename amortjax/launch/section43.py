@@ -80,6 +80,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     from amortjax.saes import index
 
     entries = index.index(config.ckpts, config.variants, config.sparsities, config.steps)
+    entries = [dataclasses.replace(entry, choices=entry.choices | config.given()) for entry in entries]
     plan = dataclasses.replace(section5.make_plan(config), details=config.details)
     acts = section5.activations(config)
     _fits(entries[-1], acts, plan)  # a mistake that all share, now and not after an hour

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
 from amortjax.launch import flagged
+from amortjax.launch.choices import Choices
 from amortjax.launch.text import Text, model_and_corpus
 
 Mode = Literal[
@@ -32,7 +33,7 @@ MOST_LATENTS = 1000  # in the explorer: more would be a page that is slow to ope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text):
+class Config(Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
     out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     acts: Annotated[str | None, "Activation store; without it activations are collected or streamed."] = None
@@ -117,12 +118,12 @@ class Config(Text):
 
 
 def load_all(config: Config) -> list[Any]:
-    """The SAEs, each with a name of its own."""
+    """The SAEs, each with a name of its own; what the flags settle is settled for all of them."""
     from amortjax.saes.formats import load_sae
 
     saes, seen = [], set()
     for path in config.ckpts:
-        sae = load_sae(path)
+        sae = load_sae(path, **config.given())
         parts = Path(path.split(":")[-1]).with_suffix("").parts
         name = (
             parts[-1]

@@ -110,7 +110,7 @@ def test_what_is_put_in_is_what_the_next_module_reads(architecture: str, hook: s
     """Special tokens keep their activations, everything else is replaced, and the hook is gone afterwards."""
     own, texts = causal(architecture).model, ["abc", "a<bos>b"]
     new = np.random.default_rng(0).standard_normal((5, D)).astype(np.float32)
-    batch = export._inputs(own, documents(architecture, texts))
+    batch = export.inputs(own, documents(architecture, texts))
     seen, clean = [], []
 
     def spy(into: list) -> Any:
@@ -121,7 +121,7 @@ def test_what_is_put_in_is_what_the_next_module_reads(architecture: str, hook: s
                 lambda module, args, kwargs: into.append((*args, *kwargs.values())[0].clone()),
                 with_kwargs=True,
             )
-        site = own.blocks[1] if hook == "resid_post" else export._site(own.blocks[1], hook)
+        site = own.blocks[1] if hook == "resid_post" else export.site(own.blocks[1], hook)
         return site.register_forward_hook(lambda module, args, out: into.append(first(out).clone()))
 
     handle = spy(clean)
