@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import scipy.sparse
 import scipy.sparse.csgraph
 
+from amortjax.metrics import recovery
 from amortjax.metrics.coded import shape
 from amortjax.metrics.streaming import N_BLOCKS
 from amortjax.metrics.uncertainty import Estimate
@@ -89,7 +89,7 @@ def match(similarity: Similarity, n_a: int, n_b: int, most_cells: int = MOST_CEL
     if n_a * n_b <= most_cells:
         parts = [similarity(slice(i, i + ROWS)).astype(np.float32) for i in range(0, n_a, ROWS)]
         whole = np.concatenate(parts)
-        a, b = scipy.optimize.linear_sum_assignment(whole, maximize=True)
+        a, b = recovery.assign(whole)
         found = np.asarray(whole[a, b], np.float64)
         return Matching(a, b, found, True, float(found.sum()) / min(n_a, n_b), min(n_a, n_b))
     return _among_candidates(similarity, n_a, n_b)

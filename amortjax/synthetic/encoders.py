@@ -1,0 +1,72 @@
+"""Encoders of the second paper's synthetic experiments as plain pytrees: the SAE's one layer and MLPs.
+
+Weights of one seed: {"layers": ((W (n_in, n_out), b (n_out,) or None), ...), "atoms": (sources, dimensions)}; several
+seeds are stacked along a new first axis (`stacked`). "atoms" is there only where the dictionary is learned.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from amortjax.synthetic.torch_random import TorchStream
+
+Weights = dict[str, Any]
+_TORCH_EPS = 1e-12  # of torch.nn.functional.normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """x (n, dimensions) -> ReLU(... ReLU(x W + b) ...) (n, sources).
+
+    hidden: width of the hidden layer; 0: there is none (the SAE). k: only the k largest codes of a sample stay; 0: all.
+    """
+
+    hidden: int = 0
+    bias: bool = False
+    k: int = 0
+
+
+def init(
+    seed: int | TorchStream, encoder: Encoder, sources: int, dimensions: int, learn_dictionary: bool
+) -> Weights:
+    """The released code's first weights, as PyTorch draws them after `torch.manual_seed(seed)`: the encoder's layers,
+    a decoder whose own initialisation nobody uses, and the randn (dimensions, sources) that replaces it."""
+    stream = seed if isinstance(seed, TorchStream) else TorchStream(seed)
+    widths = (dimensions, encoder.hidden, sources) if encoder.hidden else (dimensions, sources)
+    layers = []
+    for n_in, n_out in itertools.pairwise(widths):
+        weight, bias = stream.linear(n_in, n_out, encoder.bias)
+        layers.append((np.ascontiguousarray(weight.T), bias))
+    weights: Weights = {"layers": tuple(layers)}
+    if learn_dictionary:
+        stream.linear(sources, dimensions, bias=False)
+        weights["atoms"] = np.ascontiguousarray(stream.randn(dimensions, sources).T)
+    return weights
+
+
+def stacked(each: Iterable[Weights]) -> Weights:
+    """One pytree of several seeds, arrays with a first axis more."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *each)
+
+
+def encode(weights: Weights, x: jax.Array, encoder: Encoder) -> jax.Array:
+    """Codes (n, sources) of x (n, dimensions)."""
+    z = x
+    for weight, bias in weights["layers"]:
+        z = z @ weight
+        z = jax.nn.relu(z if bias is None else z + bias)
+    if encoder.k:
+        least = jax.lax.top_k(z, encoder.k)[0][..., -1:]
+        z = jnp.where(z >= least, z, 0.0)
+    return z
+
+
+def unit_atoms(atoms: jax.Array) -> jax.Array:
+    """Rows divided by their norms, (sources, dimensions)."""
+    norms = jnp.sqrt(jnp.sum(jnp.square(atoms), axis=-1, keepdims=True))
+    return atoms / jnp.maximum(norms, _TORCH_EPS)
