@@ -5,6 +5,8 @@
 
 from amortjax.report.claims_marks import LEAST
 
+T_OF_TWO = 12.706204736  # Student's .975 quantile, one degree of freedom
+
 
 def interval(key, value, half):
     ends = (
@@ -218,14 +220,30 @@ def wider(value, half):
     return results(row("mlp", "ladder", **interval("share", value, half)))
 
 
-def synthetic(scenario, *models):
-    """The last model's MCC is .3, each one before is `value` more than the next."""
+def runs(value, half):
+    """Two runs with that mean whose Student's interval has that half width; one run for none."""
+    return [value] if half is None else [value - half / T_OF_TWO, value + half / T_OF_TWO]
+
+
+def synthetic(scenario, *methods, **more):
+    """The last method's MCC is .3, each one before is `value` more than the next."""
 
     def make(value, half):
-        levels = [0.3 + value * i for i in range(len(models))][::-1]
         rows = [
-            {"scenario": scenario, "model": model, "train_flops": 1e9, **interval("mcc", level, half)}
-            for model, level in zip(models, levels, strict=True)
+            {
+                "scenario": scenario,
+                "distribution": "uniform",
+                "method": method,
+                "codes": "own",
+                "n": 16,
+                "m": 8,
+            }
+            | {"k": 3, "run": run, "step": step, "train_flops": 1e9, "mcc": 0.3 + lead * i * (step > 0)}
+            | {"checkpoint": scenario, "mode": method, "condition": "uniform", "protocol": "controlled"}
+            | more
+            for i, method in enumerate(reversed(methods))
+            for run, lead in enumerate(runs(value, half))
+            for step in (0, 100)
         ]
         return results(*rows)
 
@@ -233,16 +251,15 @@ def synthetic(scenario, *models):
 
 
 def unknown(value, half):
-    rows = synthetic("unknown", "sc", "sae")(value, half)[0][1]
-    return results(*rows, {"scenario": "unknown", "model": "mlp-32", **interval("mcc", 0.3, 0.0)})
+    rows = synthetic("unknown", "sparse_coding", "sae")(value, half)[0][1]
+    mlp = [row | {"method": "mlp32"} for row in rows if row["method"] == "sae"]
+    return results(*rows, *mlp)
 
 
 def boundary(value, half):
     rows = []
     for m, lead, own in ((8, value, half), (16, 0.0, 0.0)):  # 8 of 16 dimensions are inside, 16 of 16 are not
-        size = {"scenario": "unknown", "n_sources": 16, "n_dims": m, "n_active": 3}
-        rows.append(size | {"model": "sae", **interval("mcc", 0.3, 0.0)})
-        rows.append(size | {"model": "sc", **interval("mcc", 0.3 + lead, own)})
+        rows += synthetic("unknown", "sparse_coding", "sae", m=m)(lead, own)[0][1]
     return results(*rows)
 
 
@@ -261,8 +278,8 @@ EFFECTS = {
     "early dense": early, "more steps": more_steps, "dead at once": dead_at_once,
     "LocA": loca(["topk"], ["nmse", "dead_half", "df1", "absorption"]),
     "grouping": loca(["random_groups", "uniform_k"], ["nmse"]), "gap exists": gap_exists, "wider encoders": wider,
-    "known codes": synthetic("known_z", "MLP-256", "SAE"),
-    "known dictionary": synthetic("known_d", "SAE+ITO", "mlp", "sae"),
+    "known codes": synthetic("known_codes", "mlp256", "sae"),
+    "known dictionary": synthetic("known_dictionary", "sae_ito", "mlp32", "sae"),
     "both unknown": unknown, "optimised codes": synthetic("unknown", "sae_ito", "sae"), "boundary": boundary,
     "per operation": synthetic("unknown", "sparse_coding", "sae"), "agreement": agreement,
 }  # fmt: skip

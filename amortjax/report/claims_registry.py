@@ -1,6 +1,6 @@
 """The claims of the two papers, in our own words, each with where it is made, what is tested here, and the rule.
 
-To add a claim: a judge in `claims_inference`, `claims_training` or `claims_coding`, and an entry here.
+To add a claim: a judge in claims_inference, _training, _coding or _synthetic, and an entry here.
 Numbers are quoted from public notes on the papers, not from their text.
 """
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from amortjax.report import claims_coding as coding
 from amortjax.report import claims_inference as inference
+from amortjax.report import claims_synthetic as synthetic
 from amortjax.report import claims_training as training
 from amortjax.report.evidence import Row, Verdict
 
@@ -172,32 +173,33 @@ _CODING = (
     ),
     Claim(
         "known codes", "With codes known, wide MLP encoders recover them better than the SAE's encoder.",
-        "known-code scenario", "MCC of the best MLP minus the SAE's", _MCC, coding.scenario("known_z", "mlp", "sae"),
+        "known-code scenario", "MCC of the best MLP minus the SAE's", _MCC,
+        synthetic.scenario("known_codes", "mlp", "sae"),
     ),
     Claim(
         "known dictionary", "With the dictionary known, optimised codes beat MLPs, and MLPs beat the SAE.",
         "known-dictionary scenario", "MCC of each kind minus the next", _MCC,
-        coding.scenario("known_d", "ito", "mlp", "sae"),
+        synthetic.scenario("known_dictionary", "ito", "mlp", "sae"),
     ),
     Claim(
         "both unknown", "With nothing known, sparse coding recovers codes better than MLPs and SAEs.",
         "scenario with codes and dictionary unknown", "MCC of sparse coding minus the best MLP's, and minus the SAE's",
-        _MCC, lambda rows: coding.together(rows, "unknown", ("sc", "mlp"), ("sc", "sae")),
+        _MCC, lambda rows: synthetic.together(rows, "unknown", ("sc", "mlp"), ("sc", "sae")),
     ),
     Claim(
         "optimised codes", "Optimising codes on a trained SAE's dictionary recovers more than its encoder.",
         "scenario with codes and dictionary unknown", "MCC of optimised codes minus the SAE's", _MCC,
-        coding.scenario("unknown", "ito", "sae"),
+        synthetic.scenario("unknown", "ito", "sae"),
     ),
     Claim(
         "boundary", "Sparse coding's lead is largest where codes can be recovered but dimensions are fewer than codes.",
         "scaling figures, K ln(N/K) <= M < N", "mean lead of sparse coding over the SAE inside minus outside", _MCC,
-        coding.boundary,
+        synthetic.boundary,
     ),
     Claim(
         "per operation", "At equal training operations sparse coding recovers more than the SAE.",
         "compute figures", "MCC of sparse coding minus the SAE's where it took no more training operations", _MCC,
-        coding.coding_per_operation,
+        synthetic.coding_per_operation,
     ),
     Claim(
         "agreement", "Sparse inference recovers latents that encoders miss (a stand-in where the truth is unknown).",

@@ -84,7 +84,7 @@ def source_of(rows: Iterable[Mapping[str, Any]]) -> str | None:
     rows = list(rows)
     keys = {key for row in rows for key, value in row.items() if value is not None}
     conditions = {str(row.get("condition")) for row in rows}
-    if {"scenario", "model", "mcc"} <= keys:
+    if {"method", "mcc"} <= keys and keys & {"scenario", "sweep"}:
         return "synthetic"
     named = next((source for name, source in BY_CONDITION.items() if name in conditions), None)
     if named:
