@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Okabe & Ito (2008); with other dashes and markers once they are used up.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")  # not as many as colours: no pair comes twice soon
 
 
 class Metric(NamedTuple):
@@ -121,7 +121,7 @@ def _figure(
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)) | handles
     fits = max(2, int(1.9 * len(metrics)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), fits),
-                  fontsize=9, frameon=False)  # fmt: skip
+                  fontsize=9, frameon=False, handlelength=3.2)  # fmt: skip
     figure.suptitle(scenario.replace("_", " "), fontsize=11, x=0.008, ha="left", weight="bold")
     return figure
 
