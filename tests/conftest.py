@@ -1,13 +1,40 @@
-"""Shared fixtures: a small activation store, and where the optional real data lies."""
+"""Shared fixtures: a small activation store, and where the optional real data lies. What XLA compiles is shared by the
+processes of a session."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-import numpy as np
-import pytest
-from problems import toy_sae
+# Before JAX is imported. xdist's workers, launchers run as commands and notebooks' kernels compile the same programs;
+# a folder of the session's own is as fresh on a developer's machine as on a new one.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="amortjax_tests_")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-from amortjax.activations.store import MemoryStore
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from problems import toy_sae  # noqa: E402
+
+from amortjax.activations.store import MemoryStore  # noqa: E402
+
+# A file is one worker's. Those that take longest go first, so that the other does not wait for them at the end.
+LONGEST = ("test_notebooks.py", "test_bench_inference.py", "test_price.py", "test_train.py", "test_section43.py",
+           "test_certificate.py", "test_decompose.py", "test_step_sweep.py")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist's own order: most tests first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_unconfigure() -> None:
+    if OWN_CACHE:  # never so in a worker, which finds the session's
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +49,18 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def toy_store() -> MemoryStore:
     """1 600 tokens of 400 documents in two classes, made of the atoms of `toy_sae`; class 1 fires latent 0."""
+    return make_store(400, 4)
+
+
+@pytest.fixture(scope="session")
+def small_store() -> MemoryStore:
+    """The same with 768 tokens of 384 documents. A split has 256: the solver's buffers hold that many, so that it is
+    compiled for few shapes."""
+    return make_store(384, 2)
+
+
+def make_store(n_documents: int, per: int) -> MemoryStore:
     r, sae = np.random.default_rng(7), toy_sae()
-    n_documents, per = 400, 4
     label = r.integers(0, 2, n_documents)
     z = np.zeros((n_documents * per, sae.n_latents))
     for i, row in enumerate(z):

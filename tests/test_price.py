@@ -31,10 +31,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def table(toy_store, tmp_path_factory):
+def table(small_store, tmp_path_factory):
     """All modes and conditions of a TopK SAE, and where its measurements are kept."""
     folder = tmp_path_factory.mktemp("rows")
-    rows = list(rows_of(toy_sae(), toy_store, make_plan(heads=(100,), **SMALL), folder, progress=False))
+    rows = list(rows_of(toy_sae(), small_store, make_plan(heads=(100,), **SMALL), folder, progress=False))
     return {(row["condition"], row["mode"]): row for row in rows}, folder
 
 
@@ -122,51 +122,51 @@ def test_heads_and_other_tolerances_are_reported(table):
     assert row["l0_tol0.001"] > 0
 
 
-def test_finished_measurements_are_not_made_again(table, toy_store, monkeypatch):
+def test_finished_measurements_are_not_made_again(table, small_store, monkeypatch):
     rows, folder = table
     monkeypatch.setattr("amortjax.metrics.bench.measure", lambda *a, **k: pytest.fail("measured again"))
-    again = list(rows_of(toy_sae(), toy_store, make_plan(heads=(100,), **SMALL), folder, progress=False))
+    again = list(rows_of(toy_sae(), small_store, make_plan(heads=(100,), **SMALL), folder, progress=False))
     for row in again:
         before = rows[row["condition"], row["mode"]]
         assert row["nmse"] == before["nmse"]
         assert row.get("nmse_lo") == pytest.approx(before.get("nmse_lo"), rel=1e-5)
 
 
-def test_a_damaged_measurement_is_made_again(toy_store, tmp_path):
+def test_a_damaged_measurement_is_made_again(small_store, tmp_path):
     plan = make_plan(modes=("amortized", "optimal"), conditions=("same_lambda",), **SMALL)
-    first = list(rows_of(toy_sae(), toy_store, plan, tmp_path, progress=False))
+    first = list(rows_of(toy_sae(), small_store, plan, tmp_path, progress=False))
     for file in tmp_path.glob("optimal_*.npz"):
         file.write_bytes(file.read_bytes()[:1000])
-    again = list(rows_of(toy_sae(), toy_store, plan, tmp_path, progress=False))
+    again = list(rows_of(toy_sae(), small_store, plan, tmp_path, progress=False))
     assert [row["nmse"] for row in again] == [row["nmse"] for row in first]
 
 
-def test_price_gives_a_frame(toy_store):
-    frame = aj.price(toy_sae(), toy_store, modes=["amortized"], conditions=["same_lambda"], **SMALL)
+def test_price_gives_a_frame(small_store):
+    frame = aj.price(toy_sae(), small_store, modes=["amortized"], conditions=["same_lambda"], **SMALL)
     assert list(frame["mode"]) == ["amortized"]
     assert frame["nmse_lo"][0] < frame["nmse"][0] < frame["nmse_hi"][0]
 
 
 @pytest.mark.parametrize("variant", ["standard", "jumprelu", "gated", "batch_topk", "matryoshka"])
-def test_every_variant_has_a_price(variant, toy_store):
+def test_every_variant_has_a_price(variant, small_store):
     plan = make_plan(modes=("amortized", "optimal"), conditions=("same_l0",), **SMALL)
-    rows = list(rows_of(toy_sae(variant), toy_store, plan, None, progress=False))
+    rows = list(rows_of(toy_sae(variant), small_store, plan, None, progress=False))
     assert all(row["nmse"] is not None for row in rows)
     assert len(rows) == 2
 
 
-def test_trained_lambda_is_half_the_papers(toy_store):
+def test_trained_lambda_is_half_the_papers(small_store):
     sae = toy_sae("standard")
     sae = dataclasses.replace(sae, info=dataclasses.replace(sae.info, lam_train=0.5))
     plan = make_plan(modes=("amortized", "optimal"), conditions=("trained_lambda",), **SMALL)
-    rows = list(rows_of(sae, toy_store, plan, None, progress=False))
+    rows = list(rows_of(sae, small_store, plan, None, progress=False))
     assert {row["lam"] for row in rows} == {0.25}
 
 
-def test_an_encoder_denser_than_any_optimum_is_marked_and_kept(toy_store):
+def test_an_encoder_denser_than_any_optimum_is_marked_and_kept(small_store):
     sae = toy_sae("topk", k=20)  # 20 > D = 16
     modes = ("optimal", "encoder_scaled", "semi_amortized", "amortized")
-    rows = list(rows_of(sae, toy_store, make_plan(modes=modes, **SMALL), None, progress=False))
+    rows = list(rows_of(sae, small_store, make_plan(modes=modes, **SMALL), None, progress=False))
     assert rows[0]["mode"] == "amortized"  # first, whatever the order asked for
     by = {(row["condition"], row["mode"]): row for row in rows}
     assert "unmatchable" in by["same_l0", "optimal"]["flags"]
@@ -179,10 +179,10 @@ def test_an_encoder_denser_than_any_optimum_is_marked_and_kept(toy_store):
     assert by["same_nmse", "optimal"]["nmse"] > 0
 
 
-def test_literal_protocol_makes_the_papers_choices(toy_store):
+def test_literal_protocol_makes_the_papers_choices(small_store):
     modes = ("amortized", "semi_amortized", "non_amortized")
     dense = make_plan(modes=modes, protocol="literal", **SMALL)
-    rows = {row["mode"]: row for row in rows_of(toy_sae(), toy_store, dense, None, progress=False)}
+    rows = {row["mode"]: row for row in rows_of(toy_sae(), small_store, dense, None, progress=False)}
     assert rows["non_amortized"]["record"]["sign"] == "signed"
     assert rows["non_amortized"]["lam"] in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2)
     assert rows["amortized"]["probe_labels"] == "norm pseudo-labels"
@@ -216,25 +216,25 @@ def test_literal_optimum_beyond_the_rank_is_a_marked_row():
         (toy_sae(), {"eval_split": "calibrate"}, "lambda is calibrated on these rows"),
     ],
 )
-def test_mistakes_are_said_in_one_line(sae, plan, said, toy_store):
+def test_mistakes_are_said_in_one_line(sae, plan, said, small_store):
     with pytest.raises(AmortjaxError, match=said):
-        aj.price(sae, toy_store, **(SMALL | plan))
+        aj.price(sae, small_store, **(SMALL | plan))
 
 
-def test_rows_it_was_trained_on_are_refused(toy_store):
+def test_rows_it_was_trained_on_are_refused(small_store):
     sae = toy_sae()
-    fingerprint = toy_store.manifest["corpus_fingerprint"]
+    fingerprint = small_store.manifest["corpus_fingerprint"]
     sae = dataclasses.replace(sae, info=dataclasses.replace(sae.info, trained_on=fingerprint))
     with pytest.raises(AmortjaxError, match="trained on sae_train"):
-        aj.price(sae, toy_store, eval_split="sae_train")
+        aj.price(sae, small_store, eval_split="sae_train")
 
 
-def test_kept_measurements_of_other_activations_are_not_taken_for_these(toy_store, tmp_path):
+def test_kept_measurements_of_other_activations_are_not_taken_for_these(small_store, tmp_path):
     plan = make_plan(modes=("amortized",), conditions=("same_l0",), **SMALL)
     shifted = MemoryStore.build(
-        toy_store.read(slice(None)) * 1.5, toy_store.doc_ids, list(toy_store.documents["split"])
+        small_store.read(slice(None)) * 1.5, small_store.doc_ids, list(small_store.documents["split"])
     )
-    a, b = (next(rows_of(toy_sae(), acts, plan, tmp_path, False)) for acts in (toy_store, shifted))
+    a, b = (next(rows_of(toy_sae(), acts, plan, tmp_path, False)) for acts in (small_store, shifted))
     assert a["nmse"] != b["nmse"]
 
 
@@ -254,10 +254,10 @@ def test_omp_does_not_depend_on_how_atoms_are_weighed():
     np.testing.assert_allclose(by_norm.dense(), by_unit.dense(), atol=1e-3)
 
 
-def test_activations_that_are_not_finite_are_refused(toy_store):
-    x = toy_store.read(slice(None)).copy()
-    x[toy_store.rows("calibrate")[5], 3] = np.inf
-    broken = MemoryStore.build(x, toy_store.doc_ids, list(toy_store.documents["split"]))
+def test_activations_that_are_not_finite_are_refused(small_store):
+    x = small_store.read(slice(None)).copy()
+    x[small_store.rows("calibrate")[5], 3] = np.inf
+    broken = MemoryStore.build(x, small_store.doc_ids, list(small_store.documents["split"]))
     with pytest.raises(StoreError, match="1 of"):
         aj.price(toy_sae(), broken, **SMALL)
 
@@ -277,19 +277,19 @@ def section5_args(folder: Path, **flags) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def on_disk(toy_store, tmp_path_factory):
+def on_disk(small_store, tmp_path_factory):
     """The toy SAE and store as files."""
     from amortjax.activations.writer import Writer
 
     folder = tmp_path_factory.mktemp("section5")
     aj.save_sae(toy_sae(), folder / "toy" / "sae.safetensors")
-    wanted = {**toy_store.manifest, "chunk_rows": 2048, "token_policy": {}, "max_seq_len": 10, "batch_tokens": 1,
+    wanted = {**small_store.manifest, "chunk_rows": 2048, "token_policy": {}, "max_seq_len": 10, "batch_tokens": 1,
               "split_fractions": {}, "seed": 0, "num_sequences": None, "model_fingerprint": "x"}  # fmt: skip
     for name in ("finished", "n_rows", "n_documents", "norm"):
         wanted.pop(name, None)
     writer = Writer(folder / "acts", wanted)
-    writer.append(0, toy_store.read(slice(None)), toy_store.token_ids, toy_store.doc_ids)
-    documents = {name: np.asarray(column).tolist() for name, column in toy_store.documents.items()}
+    writer.append(0, small_store.read(slice(None)), small_store.token_ids, small_store.doc_ids)
+    documents = {name: np.asarray(column).tolist() for name, column in small_store.documents.items()}
     writer.finish(documents, [])
     return folder
 
@@ -320,21 +320,34 @@ def test_section5_writes_tables_pictures_and_a_report(on_disk, capsys):
         ({"protocol": "strict"}, "Choices: controlled, literal"),
     ],
 )
-def test_section5_says_what_is_wrong_and_writes_nothing(on_disk, tmp_path, flags, said):
+def test_section5_says_what_is_wrong_and_writes_nothing(on_disk, tmp_path, flags, said, monkeypatch, capsys):
     args = section5_args(on_disk, **({"out": tmp_path / "out"} | flags))
-    done = subprocess.run(
-        [sys.executable, "-m", "amortjax.launch.section5", *args], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["section5", *args])
+    with pytest.raises(SystemExit) as caught:
+        flagged.launch(section5.Config, section5.run, "amortjax.launch.section5")
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert shown.splitlines()[-1].startswith("error: ")
+    assert said in shown
+    assert "Traceback" not in shown
     assert not list((tmp_path / "out").glob("results*"))
+
+
+def test_a_mistake_at_the_command_line_exits_with_2(on_disk, tmp_path):
+    command = [sys.executable, "-m", "amortjax.launch.section5", *section5_args(on_disk, ckpts="nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("error: nowhere") and done.stderr.count("\n") == 1
 
 
 def test_a_killed_section5_goes_on_where_it_was(on_disk, tmp_path):
     # The explorer of a finished run has tests of its own.
-    args = section5_args(on_disk, out=tmp_path / "out", conditions="same_lambda", explorer_latents=0)
+    flags = {
+        "conditions": "same_lambda",
+        "explorer_latents": 0,
+        "encode_modes": "amortized,unamortized,optimal",
+    }
+    args = section5_args(on_disk, out=tmp_path / "out", **flags)
     command = [sys.executable, "-m", "amortjax.launch.section5", *args]
     rows = tmp_path / "out" / "rows"
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
@@ -346,5 +359,5 @@ def test_a_killed_section5_goes_on_where_it_was(on_disk, tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in rows.glob("*.npz")}
     assert kept
     subprocess.run(command, check=True, capture_output=True)
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == len(MODES)
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 3
     assert all((rows / name).stat().st_mtime_ns == when for name, when in kept.items())

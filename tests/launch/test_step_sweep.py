@@ -42,17 +42,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def activations(toy_store, monkeypatch):
-    monkeypatch.setattr(section5, "activations", lambda config: toy_store)
+def activations(small_store, monkeypatch):
+    monkeypatch.setattr(section5, "activations", lambda config: small_store)
 
 
 @pytest.fixture(scope="module")
-def whole(toy_store, folder, tmp_path_factory):
+def whole(small_store, folder, tmp_path_factory):
     """The results' folder, the rows, and (mode, condition's lambda) of every measurement made."""
     out, made = tmp_path_factory.mktemp("out"), []
     inner = bench.measure
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(section5, "activations", lambda config: toy_store)
+        patch.setattr(section5, "activations", lambda config: small_store)
         patch.setattr(bench, "measure", lambda s, mode, *rest: made.append(mode) or inner(s, mode, *rest))
         rows = step_sweep.run(config(folder, out))
     return out, rows, made
@@ -84,10 +84,10 @@ def test_every_number_of_steps_has_its_row_and_what_is_shared_is_measured_once(w
     assert not list(out.rglob("*.part"))
 
 
-def test_no_steps_from_the_encoder_are_the_encoder(whole, toy_store):
+def test_no_steps_from_the_encoder_are_the_encoder(whole, small_store):
     plan = step_sweep.make_plan(step_sweep.Config(ckpts=("a",), out="b", acts="c", chunk=512))
     alone = dataclasses.replace(plan, modes=("amortized",), conditions=("same_l0",))
-    [encoder] = rows_of(toy_sae(), toy_store, alone, progress=False)
+    [encoder] = rows_of(toy_sae(), small_store, alone, progress=False)
     for condition in ("same_lambda", "same_l0"):
         row = of(whole[1], condition, "encoder")[0]
         assert row["mode"] == "amortized" and row["forwards"] == 1
@@ -154,23 +154,23 @@ def test_steps_never_raise_p_wherever_they_start(seed, share, more):
         last = now
 
 
-def posed(toy_store, steps, alista=(), memory=None) -> walk.Walk:
+def posed(small_store, steps, alista=(), memory=None) -> walk.Walk:
     plan = step_sweep.make_plan(step_sweep.Config(ckpts=("a",), out="b", acts="c", chunk=512))
     options = dataclasses.replace(plan.options, semi_steps=steps, alista=alista)
-    subject = pose_subject(toy_sae(), toy_store, dataclasses.replace(plan, options=options))
+    subject = pose_subject(toy_sae(), small_store, dataclasses.replace(plan, options=options))
     given = {field.name: getattr(subject, field.name) for field in dataclasses.fields(subject)}
     return walk.Walk(**given, **({} if memory is None else {"memory": memory}))
 
 
 @pytest.mark.parametrize("alista", [(), ((1.2, 0.9), (0.8, 1.1), (1.0, 1.0))])
-def test_going_on_is_what_starting_again_gives(toy_store, alista):
+def test_going_on_is_what_starting_again_gives(small_store, alista):
     memory, knobs = {}, Knobs(0.5)
-    rows = posed(toy_store, 1).test_rows[:512]
+    rows = posed(small_store, 1).test_rows[:512]
     for steps in (0, 1, 3):
-        there = posed(toy_store, steps, alista, memory)
+        there = posed(small_store, steps, alista, memory)
         x, t, _ = there.batch(rows)
         codes, iterations = there.solve("semi_amortized", knobs, rows, x, t)
-        fresh, others = posed(toy_store, steps, alista).solve("semi_amortized", knobs, rows, x, t)
+        fresh, others = posed(small_store, steps, alista).solve("semi_amortized", knobs, rows, x, t)
         np.testing.assert_allclose(codes.dense(), fresh.dense(), atol=1e-5)
         assert (iterations == others).all() and iterations[0] == steps + len(alista)
     before = len(memory)
@@ -180,8 +180,8 @@ def test_going_on_is_what_starting_again_gives(toy_store, alista):
     assert set(memory) == {there.place("semi_amortized", knobs)}
 
 
-def test_overlaps_are_those_of_the_dense_codes(toy_store):
-    here, few = posed(toy_store, 2), posed(toy_store, 1)
+def test_overlaps_are_those_of_the_dense_codes(small_store):
+    here, few = posed(small_store, 2), posed(small_store, 1)
     point, encoder = (
         walk.Point(here, "semi_amortized", Knobs(0.5)),
         walk.Point(here, "amortized", Knobs(None)),
@@ -319,8 +319,8 @@ def test_an_l0_that_no_optimum_has_is_refused_at_once(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_fires_are_ones_where_codes_are_not_zero(toy_store):
-    here = posed(toy_store, 0)
+def test_fires_are_ones_where_codes_are_not_zero(small_store):
+    here = posed(small_store, 0)
     rows = here.test_rows[:512]
     x, t, _ = here.batch(rows)
     fires = walk.Point(here, "amortized", Knobs(None)).fires(rows, x, t)

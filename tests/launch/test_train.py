@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -174,13 +175,13 @@ launcher.train(config, store)
 """
 
 
-def test_killed_with_sigkill_and_resumed_gives_the_same_bits(tmp_path):
-    """2 N steps are N steps, kill -9, and the rest: in processes of their own, to the saved file's bytes."""
+def test_killed_with_sigkill_and_resumed_gives_the_same_bits(store, tmp_path):
+    """2 N steps, here, are N steps, kill -9, and the rest, in processes of their own: to the saved file's bytes."""
 
     def run(out: str, kill_at: int) -> int:
         return subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / out), str(kill_at)]).returncode
 
-    assert run("straight", 0) == 0
+    launcher.train(_config(tmp_path / "straight", steps=40, checkpoint_every=10), store)
     assert run("killed", 27) == -9
     assert not (tmp_path / "killed/sae.safetensors").exists()
     assert (tmp_path / "killed/state/20").is_dir()
@@ -253,25 +254,27 @@ from amortjax.activations.store import MemoryStore
 from amortjax.launch import train as launcher
 x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
 store = MemoryStore.build(x, np.repeat(np.arange(6), 100), ["sae_train"] * 5 + ["test"])
-for variant, more in (("topk", {"k": 2}), ("batch_topk", {"k": 2})):
+for variant in ("topk", "batch_topk"):
     config = launcher.Config(
-        acts="unused", out=f"{sys.argv[1]}/{variant}", variant=variant, n_latents=16, steps=8, batch_size=64, **more
+        acts="unused", out=f"{sys.argv[1]}/{variant}", variant=variant, n_latents=16, k=2, steps=8, batch_size=64
     )
     launcher.train(config, store)
 print(jax.device_count())
 """
 
 
-def test_eight_devices_train_the_same_saes_as_one(tmp_path):
-    for count in (1, 8):
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        done = subprocess.run(
-            [sys.executable, "-c", EIGHT, str(tmp_path / str(count))], env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split()[-1] == str(count)
+def test_eight_devices_train_the_same_saes_as_one(store, tmp_path):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT, str(tmp_path / "8")], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "8" and jax.device_count() == 1
     for variant in ("topk", "batch_topk"):
-        one, eight = (load_sae(tmp_path / str(count) / variant) for count in (1, 8))
+        [path] = launcher.train(
+            _config(tmp_path / "1" / variant, variant=variant, steps=8, batch_size=64), store
+        )
+        one, eight = load_sae(path), load_sae(tmp_path / "8" / variant)
         np.testing.assert_allclose(one.W_enc, eight.W_enc, atol=2e-5)
         np.testing.assert_allclose(one.W_dec, eight.W_dec, atol=2e-5)
 
