@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amortjax.files import write_atomically
 from amortjax.report import consistency_report, null_report
@@ -44,6 +44,17 @@ def plain(axis: "Axes") -> None:
     axis.grid(color="#EEEEEE", zorder=0)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def log_ticks(side: Any) -> None:
+    """Numbers at 1, 2, 5 of each decade of a logarithmic axis (axis.xaxis or axis.yaxis, after all is drawn), at powers
+    of ten only where it has many; none between, where they run together."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = side.get_view_interval()
+    side.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 2.0, 5.0)))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    side.set_minor_formatter(NullFormatter())
 
 
 def draw_dead(curves: Sequence[Row], folder: str | Path) -> list[Path]:

@@ -179,7 +179,7 @@ def markdown_tables(rows: Iterable[Row], level: int = 3) -> str:
     """The same tables for a markdown page."""
     parts = []
     for table in make_tables(rows):
-        header = [cell.replace("|", " ").strip() for cell in table.header]
+        header = [cell.replace("-|", "").replace("|", " ").strip() for cell in table.header]
         lines = [f"| {' | '.join(cells)} |" for cells in (header, *table.body)]
         lines.insert(1, "|---" + "|---:" * (len(header) - 1) + "|")
         notes = [f"{note}  " for note in table.notes]
