@@ -241,12 +241,13 @@ def _mended(
     problem: Problem, t: np.ndarray, lam: np.ndarray, codes: Codes, rows: np.ndarray, tol: float
 ) -> Codes:
     """The codes, with those of `rows` that the certificate refuses solved again in float64: at most one token in
-    sixteen (at least 16), because that is slow. The others keep their honest gap."""
+    sixteen (at least 16), the worst, because that is slow. The others keep their honest gap."""
     if not len(rows):
         return codes
     own = Codes(codes.indices[rows], codes.values[rows], codes.n_latents)
     proof = certify(problem, t[rows], problem.unfold(own), lam[rows])
-    short = rows[proof.relative_gap > tol]
+    worst = np.argsort(-proof.relative_gap, kind="stable")
+    short = rows[worst[proof.relative_gap[worst] > tol]]
     # Below this, float32 codes can't be certified however they are found.
     short = short[lam[short] > 1e-4 * np.linalg.norm(t[short], axis=1)][: max(16, len(t) // 16)]
     for i in short:

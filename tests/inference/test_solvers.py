@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from problems import sparse_problem
 
+import amortjax as aj
 from amortjax.inference import active_set, objective, refit
 from amortjax.inference.codes import Codes, from_dense
 from amortjax.inference.ista import FIRST_ORDER, descend
 from amortjax.inference.modes import MODES, Options, solve
+from amortjax.saes.sae import SAE
 
 LAM = 0.1
 TOL = 1e-5
@@ -223,3 +225,14 @@ def test_codes_may_hold_an_empty_batch_of_slots():
     codes = Codes(np.zeros((2, 8), np.int32), np.zeros((2, 8), np.float32), 5)
     assert codes.dense().shape == (2, 5)
     assert codes.csr().nnz == 0
+
+
+def test_what_float32_can_not_certify_is_close_all_the_same():
+    """A tolerance below what float32 codes can prove leaves no token worse than a looser one would."""
+    r = np.random.default_rng(0)
+    atoms = r.standard_normal((16, 8)).astype(np.float32)
+    z = np.abs(r.standard_normal((512, 16))) * (r.random((512, 16)) < 3 / 16)
+    none = jnp.zeros(8)
+    sae = SAE(jnp.asarray(atoms.T), jnp.zeros(16), jnp.asarray(atoms), none, none, {}, "standard")
+    found = aj.infer(sae, (z @ atoms).astype(np.float32), 0.0025, tol=1e-6)
+    assert found.relative_gap.max() < 5e-3
