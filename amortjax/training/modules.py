@@ -59,20 +59,20 @@ def _turned(name: str, array: jax.Array) -> jax.Array:
 
 
 def start(recipe: Recipe, centre: np.ndarray) -> Dictionary:
-    """First weights: decoder rows uniform on the sphere (times .1 if they are free), encoder their transpose,
-    b_dec = centre (D,), no b_enc."""
+    """First weights: decoder rows uniform on the sphere (times .1 if they are free), encoder their transpose (nearly,
+    where there is a hidden layer alone), b_dec = centre (D,), no b_enc."""
     d, m = centre.shape[0], recipe.n_latents
     rows = np.random.default_rng([recipe.seed, 0]).standard_normal((m, d)).astype(np.float32)
     size = 1.0 if recipe.unit_decoder else 0.1  # as in Anthropic's April 2024 update
     w_dec = jnp.asarray(size * rows / np.linalg.norm(rows, axis=1, keepdims=True))
     b_dec = jnp.asarray(centre, jnp.float32)
     sae = SAE(
-        W_enc=w_dec.T,
+        W_enc=jnp.zeros((d, m)) if recipe.hidden_only else w_dec.T,
         b_enc=jnp.zeros((m,)),
         W_dec=w_dec,
         b_dec=b_dec,
         pre_bias=b_dec,
-        extra=_extra(recipe, d),
+        extra=_tied(_extra(recipe, d), w_dec, recipe) if recipe.hidden_only else _extra(recipe, d),
         variant=SAVED_AS.get(recipe.variant, recipe.variant),
         k=recipe.k,
         groups=recipe.group_sizes(),
@@ -108,6 +108,17 @@ def _first_hidden(count: int, d: int, width: int, m: int, seed: int) -> dict[str
         "b_hidden": jnp.zeros((count, width)),
         "W_up": jnp.zeros((width, m)),
     }
+
+
+def _tied(extra: dict[str, jax.Array], w_dec: jax.Array, recipe: Recipe) -> dict[str, jax.Array]:
+    """Hidden layers from which W_up reads about c @ W_dec^T: zeros, as beside a linear map, would be silent for good.
+    E[relu(c . h) (h . w)] = c . w / D for h ~ N(0, 2 / D)."""
+    d, width = extra["W_hidden"].shape[1:]
+    sizes = recipe.group_sizes() or (recipe.n_latents,)
+    own = jnp.split(w_dec, np.cumsum(sizes)[:-1])
+    product = lambda h, w: jnp.matmul(h.T, w.T, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    parts = [product(h, w) for h, w in zip(extra["W_hidden"], own, strict=True)]
+    return extra | {"W_up": jnp.concatenate(parts, axis=1) * (d / width)}
 
 
 def from_sae(sae: SAE, recipe: Recipe, scale: float) -> Dictionary:
@@ -176,6 +187,8 @@ def _check_start(sae: SAE, recipe: Recipe) -> None:
             f"--init: {name} is a {sae.variant} SAE; as a {recipe.variant} one it would lose a part of its encoder. "
             f"Any variant goes on from {', '.join(LINEAR)}"
         )
+    if recipe.hidden_only and np.any(np.asarray(sae.W_enc)):
+        raise AmortjaxError(f"--init: {name} has a linear map, which --linear=false would take from it")
     norm = np.linalg.norm(np.asarray(sae.W_dec), axis=1)
     if recipe.unit_decoder and np.abs(norm - 1).max() > 1e-3:
         raise AmortjaxError(

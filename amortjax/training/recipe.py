@@ -80,6 +80,10 @@ class Recipe:
         "0.03125/0.0625/0.125/0.25/0.53125, loca and mlp equal groups.",
     ] = None
     hidden: Annotated[int | None, "mlp: width of the hidden layer (of each group's, with groups)."] = None
+    linear: Annotated[
+        bool | None,
+        "mlp: false = no linear map beside the hidden layer, as in arXiv 2411.13117. Empty: with it.",
+    ] = None
     steps: Annotated[int, "Optimizer steps."] = 1200
     batch_size: Annotated[int, "Tokens per step."] = 1024
     lr: Annotated[float, "Adam's peak learning rate."] = 4e-4
@@ -173,6 +177,8 @@ class Recipe:
             raise AmortjaxError(
                 "--hidden: --variant=mlp needs it, a positive width; no other variant takes it"
             )
+        if self.linear is not None and self.variant != "mlp":
+            raise AmortjaxError(f"--linear is for --variant=mlp: {self.variant} has no hidden layer")
         return self
 
     def _check_sparsity(self) -> None:
@@ -246,6 +252,11 @@ class Recipe:
     @property
     def unit_decoder(self) -> bool:
         return self.variant != "april" if self.decoder is None else self.decoder == "unit"
+
+    @property
+    def hidden_only(self) -> bool:
+        """Whether the encoder's linear map W_enc is zero and stays so."""
+        return self.variant == "mlp" and self.linear is False
 
     @property
     def order_seed(self) -> int:

@@ -2,14 +2,16 @@
 appendix on neuron resampling)."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from amortjax.saes.encoders import encode_normalised
-from amortjax.saes.sae import decode
+from amortjax.saes.encoders import HIGHEST, encode_normalised
+from amortjax.saes.sae import SAE, decode
 from amortjax.training import modules, step
 from amortjax.training.recipe import Recipe
 
@@ -31,7 +33,8 @@ def resample(state: step.State, x: jax.Array, seed: int, *, graph: Any, recipe: 
     error = jnp.sum(jnp.square(x - decode(sae, encode_normalised(sae, x))), axis=1)
     # Without replacement (Gumbel top-k): two latents from one token would be the same latent for good.
     drawn = jnp.argsort(-(2 * jnp.log(jnp.maximum(error, 1e-30)) + jax.random.gumbel(key, error.shape)))
-    centred = x[drawn[jnp.clip(jnp.cumsum(dead) - 1, 0, len(x) - 1)]] - sae.b_dec
+    token = drawn[jnp.clip(jnp.cumsum(dead) - 1, 0, len(x) - 1)]
+    centred = x[token] - sae.b_dec
     direction = centred / jnp.maximum(jnp.linalg.norm(centred, axis=1, keepdims=True), 1e-8)
     alive = ~dead
     enc = ENCODER_NORM * _mean_norm(state.weights["w_enc"], alive)
@@ -39,6 +42,9 @@ def resample(state: step.State, x: jax.Array, seed: int, *, graph: Any, recipe: 
     # The threshold that a latent died of would keep it dead.
     threshold = modules.first_threshold(x.shape[1])
     fresh = {"w_enc": enc * direction, "w_dec": dec * direction, "threshold": threshold}
+    if recipe.hidden_only:
+        w_up = state.weights["extra"]["W_up"]
+        fresh |= {"w_enc": 0.0, "W_up": ENCODER_NORM * _mean_norm(w_up, alive) * _hidden(sae, x)(token)}
 
     def replaced(path: tuple, value: jax.Array) -> jax.Array:
         """Which entries of an array are made anew."""
@@ -56,6 +62,15 @@ def resample(state: step.State, x: jax.Array, seed: int, *, graph: Any, recipe: 
         step.optimizer(recipe), lambda moment, new: jnp.where(new, 0, moment), state.optimizer, anew
     )
     return state._replace(weights=weights, optimizer=moments, silent=jnp.where(dead, 0, state.silent))
+
+
+def _hidden(sae: SAE, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """What hidden units say of tokens: a function of each latent's token (M,), to directions (M, H)."""
+    w, b = sae.extra["W_hidden"], sae.extra["b_hidden"]
+    h = jax.nn.relu(jnp.einsum("nd,gdh->ngh", x - sae.b_dec, w, precision=HIGHEST) + b)
+    h = h / jnp.maximum(jnp.linalg.norm(h, axis=2, keepdims=True), 1e-8)
+    sizes = np.asarray(sae.groups if len(w) > 1 else (sae.n_latents,))
+    return lambda token: h[token, np.repeat(np.arange(len(w)), sizes)]
 
 
 def _mean_norm(rows: jax.Array, alive: jax.Array) -> jax.Array:

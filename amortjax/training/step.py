@@ -80,6 +80,8 @@ def train_step(
     (loss, seen), slope = jax.value_and_grad(loss_of, has_aux=True)(state.weights)
     if recipe.unit_decoder:
         slope = slope | {"w_dec": _tangent(slope["w_dec"], state.weights["w_dec"])}
+    if recipe.hidden_only:  # a gradient of zero: Adam then leaves it where it is
+        slope = slope | {"w_enc": jnp.zeros_like(slope["w_enc"])}
     update, adam = optimizer(recipe).update(slope, state.optimizer, state.weights)
     weights = _constrain(optax.apply_updates(state.weights, _scale_thresholds(update, recipe)), recipe)
     silent = jnp.where(seen.fired, 0, jnp.minimum(state.silent + n, MOST_TOKENS))
