@@ -51,15 +51,19 @@ def draw_codes(
     """(n, sources) float32, into `out` if given: |N(0, 1)| on `active` sources of each sample, 0 elsewhere.
 
     uniform: all supports are equally likely. zipf: sources are drawn without replacement with probabilities w_i
-    proportional to 1 / i, and values are multiplied by w_i + 0.1. hierarchical: `trees.draw_tree_codes`, whose
-    trees say how many sources are active. Draws are those of NumPy's global generator after `numpy.random.seed(seed)`.
+    proportional to 1 / i, and values are multiplied by w_i + 0.1. hierarchical: `trees.draw_tree_codes`, where
+    `active` sources are active on average. Draws are those of NumPy's global generator after `numpy.random.seed(seed)`.
     """
     if distribution not in DISTRIBUTIONS:
         raise AmortjaxError(f"distribution {distribution!r} is not one of {', '.join(DISTRIBUTIONS)}")
     if distribution == "hierarchical":
         from amortjax.synthetic import trees
 
-        return np.asarray(trees.draw_tree_codes(seed, n, sources), np.float32)
+        drawn = trees.draw_tree_codes(seed, n, sources, active)
+        if out is None:
+            return drawn
+        out[:] = drawn
+        return out
     state = np.random.RandomState(seed & 0xFFFFFFFF)
     weights = None if distribution == "uniform" else zipf_weights(sources)
     scale = np.ones(sources) if weights is None else weights + ZIPF_FLOOR

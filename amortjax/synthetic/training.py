@@ -3,7 +3,7 @@
     state = start(weights)                                        # of S seeds, stacked
     state = advance(state, data, Numbers(lam=0.01, lr=1e-3), 1000, fit=Fit(Encoder(hidden=32)))
 
-Losses are those of the released code (means over all entries), Adam is PyTorch's: epsilon 1e-8 outside of the root.
+Losses are those of the released code (means over all entries), Adam is PyTorch's (`adam`).
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from amortjax.synthetic import adam
+from amortjax.synthetic.adam import ADAM as ADAM  # free_codes takes it from here
 from amortjax.synthetic.encoders import Encoder, Weights, encode, unit_atoms
 
-ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 _COSINE_EPS = 1e-8  # of torch.nn.functional.cosine_similarity
 
 
@@ -67,7 +67,7 @@ def start(weights: Weights, seeds: Any = None) -> State:
     n = jax.tree.leaves(weights)[0].shape[0]
     seeds = jnp.arange(n) if seeds is None else jnp.asarray(seeds)
     weights = jax.tree.map(jnp.array, weights)  # copies: `advance` overwrites its state
-    return State(weights, jax.vmap(ADAM.init)(weights), jax.vmap(jax.random.key)(seeds))
+    return State(weights, jax.vmap(adam.init)(weights), jax.vmap(jax.random.key)(seeds))
 
 
 def codes_of(weights: Weights, x: jax.Array, fit: Fit) -> jax.Array:
@@ -117,9 +117,7 @@ def _step(state: State, batch: Batch, numbers: Numbers, fit: Fit) -> State:
         batch = batch._replace(x=batch.x[rows], codes=codes)
     weights = _normalised(state.weights, fit)
     slope = jax.grad(loss_of)(weights, batch, numbers.lam, fit)
-    change, adam = ADAM.update(slope, state.adam)
-    weights = jax.tree.map(lambda w, c: w - numbers.lr * c, weights, change)
-    return State(weights, adam, key)
+    return State(*adam.step(weights, slope, state.adam, numbers.lr), key)
 
 
 _SHARED_NDIM = {"x": 2, "codes": 2, "dictionary": 2, "lam": 0, "lr": 0}
