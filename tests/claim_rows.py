@@ -268,6 +268,14 @@ def agreement(value, half):
     return results(row("dictionary", "consistency", mcc=0.5), row("optimal", "consistency", **more))
 
 
+def explained(value, half):
+    own = (("sae", 0.5, 0.0), ("mlp", 0.5 + value, half))
+    return results(*(
+        row("amortized", "same_l0", checkpoint=name, method=name, matched=name, l0=20.0, **interval("macro_f1", f1, h))
+        for name, f1, h in own
+    ))  # fmt: skip
+
+
 EFFECTS = {
     "dead": excess("dead_half"), "dense": excess("dense@0.1"), "splitting": excess("df1"),
     "absorption": excess("absorption_excess"), "dead cause": dead_cause, "above chance": above_chance,
@@ -282,5 +290,6 @@ EFFECTS = {
     "known dictionary": synthetic("known_dictionary", "sae_ito", "mlp32", "sae"),
     "both unknown": unknown, "optimised codes": synthetic("unknown", "sae_ito", "sae"), "boundary": boundary,
     "per operation": synthetic("unknown", "sparse_coding", "sae"), "agreement": agreement,
+    "interpretability": explained,
 }  # fmt: skip
 WITHIN = {"ISTA-200": ista, "flat": flat, "steps suffice": suffice}

@@ -1,6 +1,7 @@
 """Shared fixtures: a small activation store, and where the optional real data lies. What XLA compiles is shared by the
-processes of a session."""
+processes of a session, and compiled quickly rather than well."""
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -12,6 +13,15 @@ OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="amortjax_tests_")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# Nearly all of the tests' time would go into LLVM for programs that run for milliseconds.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users do (the quickstart always does), in two to five times the time.
+QUICK = "--xla_cpu_use_fusion_emitters=false"
+# XLA ends the process at a flag that it doesn't know: only for versions that have it.
+KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and KNOWN:
+    given = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join(given if QUICK in given else [*given, QUICK])
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

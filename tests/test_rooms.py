@@ -22,7 +22,7 @@ TORCH_MAY_BE_IMPORTED_IN = (
     "saes/formats/dictionary_learning_writer.py", "saes/formats/loca_writer.py",
     "interp/local.py",
 )  # fmt: skip
-ONLY_IN = {"matplotlib": ("report/figures",), "flax.nnx": ("training/",)}
+ONLY_IN = {"matplotlib": ("report/figures", "report/canvas"), "flax.nnx": ("training/",)}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

@@ -48,6 +48,8 @@ class Model:
     fingerprint: str
     special_ids: frozenset[int]
     device: str
+    # The token put before each document, where that was asked for and the tokenizer puts none.
+    lead: int | None = None
 
     def vocabulary(self) -> list[str]:
         """The text of each token id, a leading space shown as such."""
@@ -73,8 +75,12 @@ class Window(NamedTuple):
     sizes: np.ndarray  # (documents,) rows of each
 
 
-def load_model(name: str, dtype: str = "float32", device: str = "auto") -> Model:
-    """A model by hub id or folder, or `embedded`; ModelError if there is none or it can't be read."""
+def load_model(name: str, dtype: str = "float32", device: str = "auto", prepend_bos: bool = False) -> Model:
+    """A model by hub id or folder, or `embedded`; ModelError if there is none or it can't be read.
+
+    prepend_bos: each document begins with the BOS token, also where the tokenizer adds none (GPT-2, Pythia): it takes
+    the outlying norm of a first position, and gives no row.
+    """
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -99,10 +105,12 @@ def load_model(name: str, dtype: str = "float32", device: str = "auto") -> Model
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return wrap_model(name, module.to(device), tokenizer, device)
+    return wrap_model(name, module.to(device), tokenizer, device, prepend_bos)
 
 
-def wrap_model(name: str, module: Any, tokenizer: Any, device: str = "cpu") -> Model:
+def wrap_model(
+    name: str, module: Any, tokenizer: Any, device: str = "cpu", prepend_bos: bool = False
+) -> Model:
     """A Model from a transformers module and its tokenizer."""
     config = module.config.get_text_config()
     # An unknown-word token that has no other use stands for text.
@@ -118,7 +126,15 @@ def wrap_model(name: str, module: Any, tokenizer: Any, device: str = "cpu") -> M
         fingerprint=_fingerprint(module),
         special_ids=frozenset(set(tokenizer.all_special_ids) - unknown),
         device=device,
+        lead=_lead(name, tokenizer) if prepend_bos else None,
     )
+
+
+def _lead(name: str, tokenizer: Any) -> int | None:
+    """The BOS token, or None where the tokenizer begins with it anyway; ModelError if it has none."""
+    if tokenizer.bos_token_id is None:
+        raise ModelError(f"{name}: its tokenizer has no BOS token: leave out --prepend_bos.")
+    return None if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else tokenizer.bos_token_id
 
 
 def _find_blocks(module: Any, count: int) -> Any:
@@ -213,8 +229,9 @@ class _Tap:
 
 
 def tokenise(model: Model, texts: list[str], max_seq_len: int) -> list[Tokens]:
-    """Each text's first `max_seq_len` tokens."""
-    settings = {"truncation": True, "max_length": max_seq_len, "verbose": False}
+    """Each text's first `max_seq_len` tokens, special ones counted."""
+    lead = [] if model.lead is None else [model.lead]
+    settings = {"truncation": True, "max_length": max_seq_len - len(lead), "verbose": False}
     limit = CHARACTERS_PER_TOKEN * max_seq_len
     encoded = model.tokenizer([text[:limit] for text in texts], **settings)
     ids = encoded["input_ids"]
@@ -224,7 +241,8 @@ def tokenise(model: Model, texts: list[str], max_seq_len: int) -> list[Tokens]:
         for i, own in zip(unsure, whole, strict=True):
             ids[i] = own
     special = np.asarray(sorted(model.special_ids), dtype=np.int64)
-    return [Tokens(own, ~np.isin(np.asarray(own, dtype=np.int64), special)) for own in ids]
+    documents = [lead + own for own in ids]
+    return [Tokens(own, ~np.isin(np.asarray(own, dtype=np.int64), special)) for own in documents]
 
 
 def _settled(encoded: Any, i: int, limit: int) -> bool:

@@ -69,12 +69,16 @@ def with_head(model: Model) -> Causal:
     if about["missing_keys"]:
         missing = sorted(about["missing_keys"])[0]
         raise ModelError(f"{no_loss} ({missing} is not in its weights): give a causal language model.")
-    return wrap_causal(model.name, module.to(torch.device(model.device)), model.tokenizer, model.device)
+    settings = (model.device, model.lead is not None)
+    return wrap_causal(model.name, module.to(torch.device(model.device)), model.tokenizer, *settings)
 
 
-def wrap_causal(name: str, module: Any, tokenizer: Any, device: str = "cpu") -> Causal:
+def wrap_causal(
+    name: str, module: Any, tokenizer: Any, device: str = "cpu", prepend_bos: bool = False
+) -> Causal:
     """A Causal from a transformers module with a next-token head; ModelError if earlier tokens see later ones."""
-    causal = Causal(export.wrap_model(name, module.base_model, tokenizer, device), module.eval())
+    model = export.wrap_model(name, module.base_model, tokenizer, device, prepend_bos)
+    causal = Causal(model, module.eval())
     if _looks_ahead(causal):
         raise ModelError(
             f"{name}: its tokens see later ones, so it has no next-token loss: give a causal model."

@@ -228,7 +228,7 @@ def identity(
         "d_model": model.d_model,
         "dataset": corpus.name,
         "corpus_fingerprint": corpus.fingerprint,
-        "token_policy": TOKEN_POLICY,
+        "token_policy": TOKEN_POLICY if model.lead is None else TOKEN_POLICY | {"bos": "prepended"},
         "max_seq_len": max_seq_len,
         "split_fractions": fractions,
     }

@@ -40,6 +40,10 @@ class Config:
     label_column: Annotated[str | None, "Column with the label of a document; pydoc's is the package."] = None
     num_sequences: Annotated[int | None, "At most so many documents; all without it."] = None
     max_seq_len: Annotated[int, "A document's first so many tokens are used."] = 128
+    prepend_bos: Annotated[
+        bool,
+        "Begin each document with the BOS token where the tokenizer (GPT-2's, Pythia's) adds none; no row.",
+    ] = False
     batch_tokens: Annotated[int, "Tokens of a batch, with padding."] = 4096
     dtype: Annotated[Literal["float32", "bfloat16"], "Of the rows on disk."] = "float32"
     model_dtype: Annotated[Literal["float32", "bfloat16", "float16"], "In which the model computes."] = (
@@ -175,7 +179,7 @@ def run(config: Config) -> dict:
         config.dataset, config.split, config.text_column, config.label_column, config.cache_dir
     )
     fractions = _fractions(config, corpus)
-    model = export.load_model(config.model_name, config.model_dtype, config.device)
+    model = export.load_model(config.model_name, config.model_dtype, config.device, config.prepend_bos)
     export.check_layer(model, config.layer_index, config.max_seq_len)
     warning = stream.lm_train_warning(config.model_name, corpus)
     if warning:

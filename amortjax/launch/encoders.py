@@ -23,7 +23,7 @@ POSITIVE = (
     "n_latents", "lam", "mlp_lam", "lr", "steps", "batch_size", "lca_rounds", "lca_tol", "tol", "calibration_tokens",
     "eval_tokens", "probe_tokens", "chunk", "log_every", "buffer_tokens",
 )  # fmt: skip
-IF_GIVEN = ("hidden", "lca_lam", "lca_lr", "lca_steps", "lca_batch_size", "lca_iterations")
+IF_GIVEN = ("hidden", "mlp_lr", "lca_lam", "lca_lr", "lca_steps", "lca_batch_size", "lca_iterations")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,9 @@ class Config(Text):
         "SAE: the loss is |x - x_hat|^2 over the data's variance, plus this times the sum of raw codes.",
     ] = 1e-4
     mlp_lam: Annotated[float, "The same of the MLP."] = 7e-5
-    lr: Annotated[float, "Adam's rate, constant."] = 3e-4
+    lr: Annotated[float, "Adam's rate, constant after --warmup."] = 3e-4
+    mlp_lr: Annotated[float | None, "The same of the MLP, which bears less; empty: --lr."] = None
+    warmup: Annotated[int, "Steps over which the rates of SAE and MLP rise from 0; the paper has none."] = 0
     steps: Annotated[int, "Optimizer steps."] = 2000
     batch_size: Annotated[int, "Tokens per step."] = 1024
     resample_every: Annotated[
@@ -105,7 +107,7 @@ class Config(Text):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise AmortjaxError(f"--{name}={value}: must be above 0")
-        for name in ("resample_every", "checkpoint_every", "eval_every", "judge_latents", "seed"):
+        for name in ("resample_every", "checkpoint_every", "eval_every", "judge_latents", "seed", "warmup"):
             if getattr(self, name) < 0:
                 raise AmortjaxError(f"--{name}={getattr(self, name)}: must not be negative")
         if not self.methods:

@@ -25,15 +25,20 @@ def recipes(config: Any, scale: float) -> dict[str, Recipe | LcaRecipe]:
     that their lambda is lam * s.
     """
     shared: dict[str, Any] = {
-        "n_latents": config.n_latents, "steps": config.steps, "batch_size": config.batch_size, "lr": config.lr,
+        "n_latents": config.n_latents, "steps": config.steps, "batch_size": config.batch_size,
         "resample_every": config.resample_every, "seed": config.seed,
-        # A constant rate and penalty, as in the paper.
-        "warmup": 0, "sparsity_warmup": 0, "decay_from": 1.0,
+        # The penalty and the later rate are constant, as in the paper.
+        "warmup": config.warmup, "sparsity_warmup": 0, "decay_from": 1.0,
     }  # fmt: skip
     every = {
-        "sae": lambda: Recipe(variant="standard", lam=config.lam * scale, **shared),
+        "sae": lambda: Recipe(variant="standard", lam=config.lam * scale, lr=config.lr, **shared),
         "mlp": lambda: Recipe(
-            variant="mlp", lam=config.mlp_lam * scale, hidden=config.width, linear=False, **shared
+            variant="mlp",
+            lam=config.mlp_lam * scale,
+            lr=config.mlp_lr or config.lr,
+            hidden=config.width,
+            linear=False,
+            **shared,
         ),
         "lca": lambda: lca_recipe(config, scale),
     }

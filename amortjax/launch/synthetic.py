@@ -5,7 +5,8 @@ every so many steps: were the true codes and atoms found (MCC beside its chance 
 active codes, for how many FLOPs. `literal` has the authors' data, first weights, optimisers and log conventions, and
 meets their published curves; `controlled` has fresh data for every seed, equal training FLOPs for all methods, the
 certified optimum beside every method's codes, and inference-time optimisation that really starts from the SAE's codes.
-Sizes have the paper's letters: N sources, M dimensions, K active. Writes results.parquet, .csv and .json, pictures,
+Sizes have the paper's letters: N sources, M dimensions, K active. Sweeps over sizes, L1, TopK, widths and biases are
+amortjax.launch.synthetic_sweep. Writes results.parquet, .csv and .json, pictures,
 report.md and report.html to --out; finished parts are skipped when the command is given again.
 """
 

@@ -19,6 +19,10 @@ class Text:
     text_column: Annotated[str, "Column with the text."] = "text"
     num_sequences: Annotated[int | None, "At most so many documents."] = None
     max_seq_len: Annotated[int, "A document's first so many tokens."] = 128
+    prepend_bos: Annotated[
+        bool,
+        "Begin each document with the BOS token where the tokenizer (GPT-2's, Pythia's) adds none; no row.",
+    ] = False
     cache_dir: Annotated[str, "Where collected activations and the pydoc corpus are kept."] = "outputs/cache"
 
 
@@ -30,7 +34,7 @@ def model_and_corpus(
     from amortjax.activations.corpus import open_corpus
 
     corpus = open_corpus(config.dataset, config.split, config.text_column, label_column, config.cache_dir)
-    model = export.load_model(str(config.model_name), dtype, device)
+    model = export.load_model(str(config.model_name), dtype, device, config.prepend_bos)
     warning = stream.lm_train_warning(str(config.model_name), corpus)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

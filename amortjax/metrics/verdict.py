@@ -217,7 +217,7 @@ def _of_codes(known: Known, explained: bool) -> Iterable[Finding]:
             "outliers",
             f"1 % of the tokens make {100 * seen.variance_share:.0f} % of the variance and "
             f"{100 * seen.error_share:.0f} % of the squared error, so FVU and NMSE tell of little else",
-            "leave out BOS, a document's first token and other rows of huge norm"
+            "leave out BOS, a document's first token (--prepend_bos) and other rows of huge norm"
             + ("" if seen.fvu_ordinary is None else f": without outliers FVU {seen.fvu_ordinary:.3g}"),
         )
     if explained:

@@ -86,6 +86,8 @@ def source_of(rows: Iterable[Mapping[str, Any]]) -> str | None:
     conditions = {str(row.get("condition")) for row in rows}
     if {"method", "mcc"} <= keys and keys & {"scenario", "sweep"}:
         return "synthetic"
+    if {"method", "matched"} <= keys:
+        return "encoders"
     named = next((source for name, source in BY_CONDITION.items() if name in conditions), None)
     if named:
         return named

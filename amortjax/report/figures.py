@@ -9,15 +9,14 @@ importer of matplotlib, which is loaded when something is drawn.
     draw_bench(rows, "outputs/bench")      # what codes cost against how good they are: bench_inference's rows
 """
 
-import io
 import itertools
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amortjax.files import write_atomically
 from amortjax.metrics.definitions import METRICS
+from amortjax.report.canvas import blank, saved
 from amortjax.report.numbers import between, with_interval
 from amortjax.report.schema import Row, flagged, grouped, mode_label
 from amortjax.report.tables import held_equal
@@ -75,9 +74,7 @@ def draw(rows: Iterable[Row], folder: str | Path, prefix: str = "") -> list[Path
     for condition in dict.fromkeys(condition for _, condition in blocks):
         chosen = {name: block for (name, other), block in blocks.items() if other == condition}
         figure = draw_condition(chosen, condition)
-        for ending in ("png", "svg"):
-            paths.append(Path(folder) / f"{prefix}{condition}.{ending}")
-            write_atomically(paths[-1], rendered(figure, ending))
+        paths += saved(figure, folder, f"{prefix}{condition}")
     return paths
 
 
@@ -115,6 +112,7 @@ def _draw_panel(axis: "Axes", panel: Panel, block: list[Row]) -> None:
     axis.tick_params(axis="x", labelsize=7, length=2)
     axis.tick_params(axis="y", length=0)
     axis.locator_params(axis="x", nbins=4)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.axvline(0, color="black", linewidth=0.6)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
@@ -178,10 +176,7 @@ def draw_bench(rows: Iterable[Row], folder: str | Path, stem: str = "compute_aga
     figure.draw_without_rendering()
     for axis, block in zip(axes, problems.values(), strict=False):
         _label_costs(axis, block)
-    paths = [Path(folder) / f"{stem}.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        write_atomically(path, rendered(figure, path.suffix[1:]))
-    return paths
+    return saved(figure, folder, stem)
 
 
 def _gap(row: Row, which: str) -> float:
@@ -256,26 +251,3 @@ def _free_place(at: tuple[float, float], box: "Bbox", panel: "Bbox", taken: list
             if inside and not any(place.overlaps(other) for other in taken):
                 return place
     return place
-
-
-def blank(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def rendered(figure: "Figure", ending: str) -> bytes:
-    """The file's bytes; svg without date and with fixed ids, so that equal results give equal files."""
-    import matplotlib as mpl
-
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "amortjax", "svg.fonttype": "none"}):
-        if ending == "svg":
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-        else:
-            figure.savefig(buffer, format=ending, dpi=150)
-    return buffer.getvalue()

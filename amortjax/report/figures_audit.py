@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from amortjax.files import write_atomically
 from amortjax.report import consistency_report, null_report
 from amortjax.report.audit import LABELS, middle
-from amortjax.report.figures import COLOURS, blank, rendered
+from amortjax.report.canvas import blank, plain, saved
+from amortjax.report.figures import COLOURS
 from amortjax.report.numbers import short
 from amortjax.report.schema import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe & Ito (2008). First what is dead under the optimum, of which a part is certified.
 CLASS_COLOURS = {
@@ -28,33 +27,6 @@ CURVES = {
     "dead_ista": ("ISTA at the same L0", COLOURS["non_amortized"]),
     "certified_dead": ("certified dead", "#000000"),
 }
-
-
-def saved(figure: "Figure", folder: str | Path, stem: str) -> list[Path]:
-    """STEM.png (150 dpi) and STEM.svg in `folder`."""
-    paths = [Path(folder) / f"{stem}.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        write_atomically(path, rendered(figure, path.suffix[1:]))
-    return paths
-
-
-def plain(axis: "Axes") -> None:
-    """Small ticks, a light grid, no frame above and on the right."""
-    axis.tick_params(labelsize=8, length=2)
-    axis.grid(color="#EEEEEE", zorder=0)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def log_ticks(side: Any) -> None:
-    """Numbers at 1, 2, 5 of each decade of a logarithmic axis (axis.xaxis or axis.yaxis, after all is drawn), at powers
-    of ten only where it has many; none between, where they run together."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = side.get_view_interval()
-    side.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 2.0, 5.0)))
-    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    side.set_minor_formatter(NullFormatter())
 
 
 def draw_dead(curves: Sequence[Row], folder: str | Path) -> list[Path]:

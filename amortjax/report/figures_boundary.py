@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amortjax.report.figures import blank
-from amortjax.report.figures_audit import saved
+from amortjax.report.canvas import blank, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amortjax.files import write_atomically
 from amortjax.metrics.definitions import METRICS
+from amortjax.report.canvas import blank, saved
 from amortjax.report.core import label
-from amortjax.report.figures import COLOURS, blank, rendered
+from amortjax.report.figures import COLOURS
 from amortjax.report.schema import Row, flagged, grouped
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ def draw_core(rows: Iterable[Row], folder: str | Path) -> list[Path]:
         )
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    paths = []
-    for ending in ("png", "svg"):
-        paths.append(Path(folder) / f"core.{ending}")
-        write_atomically(paths[-1], rendered(figure, ending))
-    return paths
+    return saved(figure, folder, "core")
 
 
 def _draw_panel(axis: "Axes", block: list[Row], key: str) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amortjax.files import write_atomically
+from amortjax.report.canvas import blank, saved
 from amortjax.report.encoders import LABELS
-from amortjax.report.figures import blank, rendered
 from amortjax.report.schema import Row
 
 if TYPE_CHECKING:
@@ -42,10 +41,7 @@ def draw(rows: Iterable[Row], judged: Mapping[str, Sequence[float]], folder: str
     figure.legend(
         handles, names, loc="outside lower center", ncols=min(len(names), 4), fontsize=8, frameon=False
     )
-    paths = [Path(folder) / f"encoders.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        write_atomically(path, rendered(figure, path.suffix[1:]))
-    return paths
+    return saved(figure, folder, "encoders")
 
 
 def _draw_errors(axis: "Axes", rows: Sequence[Row], key: str, text: str, joined: bool) -> None:

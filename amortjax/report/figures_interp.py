@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amortjax.report.figures import COLOURS, blank
-from amortjax.report.figures_audit import plain, saved
+from amortjax.report.canvas import blank, plain, saved
+from amortjax.report.figures import COLOURS
 from amortjax.report.schema import Row, mode_label
 
 if TYPE_CHECKING:

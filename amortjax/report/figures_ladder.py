@@ -6,12 +6,12 @@ draw_latents(columns, table, folder / "latents")
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amortjax.files import write_atomically
-from amortjax.report.figures import COLOURS, blank, rendered
+from amortjax.report.canvas import blank, saved
+from amortjax.report.figures import COLOURS
 from amortjax.report.ladder import PREDICTORS, ladder_of, reconstruction_of, rung_label
 from amortjax.report.numbers import percent, short
 from amortjax.report.schema import Row, mode_label
@@ -35,15 +35,7 @@ def draw_ladder(rows: Sequence[Row], path: Path) -> list[Path]:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", labelsize=8)
-    return _saved(figure, path)
-
-
-def _saved(figure: Any, path: Path) -> list[Path]:
-    out = []
-    for ending in ("png", "svg"):
-        out.append(path.with_name(f"{path.name}.{ending}"))
-        write_atomically(out[-1], rendered(figure, ending))
-    return out
+    return saved(figure, path.parent, path.name)
 
 
 def _names(axis: "Axes", names: list[str]) -> None:
@@ -132,4 +124,4 @@ def draw_latents(columns: Mapping[str, np.ndarray], table: Sequence[Row], path: 
         axis.tick_params(labelsize=8)
     axes[0].set_yscale("symlog", linthresh=size)  # a latent's price may be negative
     axes[0].set_ylabel("price per token (objective units)", fontsize=9)
-    return _saved(figure, path)
+    return saved(figure, path.parent, path.name)

@@ -12,7 +12,8 @@ import numpy as np
 
 from amortjax.errors import AmortjaxError
 from amortjax.files import write_atomically
-from amortjax.report.figures import COLOURS, rendered
+from amortjax.report.canvas import rendered
+from amortjax.report.figures import COLOURS
 from amortjax.report.numbers import short
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from amortjax.files import write_atomically
-from amortjax.report.figures import COLOURS, rendered
+from amortjax.report.canvas import rendered
+from amortjax.report.figures import COLOURS
 from amortjax.report.loca import NAMES
 from amortjax.report.numbers import short
 

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amortjax.report.figures import blank
-from amortjax.report.figures_audit import plain, saved
+from amortjax.report.canvas import blank, plain, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

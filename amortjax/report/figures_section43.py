@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amortjax.files import write_atomically
-from amortjax.report.figures import blank, rendered
+from amortjax.report.canvas import blank, saved
 from amortjax.report.schema import Row
 from amortjax.report.trajectories import MEASURES, Line, Measure, Point, lines, points
 
@@ -56,10 +55,7 @@ def draw(rows: Iterable[Row], folder: str | Path, stem: str = "trajectories") ->
         "solid, circles: encoder; dashed, squares: optimum at equal L0; hollow: too dense to match",
         fontsize=8,
     )
-    paths = [Path(folder) / f"{stem}.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        write_atomically(path, rendered(figure, path.suffix[1:]))
-    return paths
+    return saved(figure, folder, stem)
 
 
 def shades(own: list[Line]) -> dict[Line, str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from amortjax.files import write_atomically
-from amortjax.report.figures import COLOURS, blank, rendered
+from amortjax.report.canvas import blank, saved
+from amortjax.report.figures import COLOURS
 from amortjax.report.schema import Row, flagged, grouped
 from amortjax.report.sweep import STARTS, lines, optimum_of
 from amortjax.report.tables import held_equal
@@ -62,10 +62,7 @@ def draw(rows: Iterable[Row], folder: str | Path, stem: str = "step_sweep") -> l
         _draw_block(part, PANELS.get(condition, PANELS["same_l0"]), block)
     handles = parts[0].axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), fontsize=8, frameon=False)
-    paths = [Path(folder) / f"{stem}.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        write_atomically(path, rendered(figure, path.suffix[1:]))
-    return paths
+    return saved(figure, folder, stem)
 
 
 def _draw_block(part: "SubFigure", panels: Sequence[Panel], block: list[Row]) -> None:
@@ -121,7 +118,8 @@ def _steps_axis(axis: "Axes", steps: list[int]) -> None:
     first = next((step for step in steps if step > 0), 1)
     axis.set_xscale("symlog", linthresh=first, linscale=0.5)
     axis.set_xlim(-0.25 * first, 1.25 * max(steps[-1], 1))
-    shown = [step for step in steps if step in (0, 1, 5, 30, 200)] or steps
+    shown = [step for step in steps if step in (0, 1, 5, 30, 200)]
+    shown = shown if len(shown) > 1 else steps
     axis.set_xticks(shown, list(map(str, shown)))
     axis.minorticks_off()
     axis.set_xlabel("steps", fontsize=8)

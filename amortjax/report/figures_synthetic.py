@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from amortjax.report.figures import blank
-from amortjax.report.figures_audit import log_ticks, plain, saved
+from amortjax.report.canvas import blank, log_ticks, plain, saved
 from amortjax.report.schema import Row
 from amortjax.report.synthetic import SCENARIOS, curves, groups, label_of
 

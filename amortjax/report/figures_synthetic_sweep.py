@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amortjax.report.figures import blank
-from amortjax.report.figures_audit import plain, saved
+from amortjax.report.canvas import blank, plain, saved
 from amortjax.report.figures_boundary import boundary
 
 if TYPE_CHECKING:

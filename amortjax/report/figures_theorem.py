@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amortjax.report.figures import blank
-from amortjax.report.figures_audit import plain, saved
+from amortjax.report.canvas import blank, plain, saved
 from amortjax.report.schema import Row
 from amortjax.report.theorem import of
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from amortjax.files import write_atomically
 from amortjax.metrics import places
 from amortjax.metrics.preflight import OUTLIER, Dictionary, Seen
 from amortjax.metrics.verdict import Finding, Known
-from amortjax.report.figures import blank, rendered
+from amortjax.report.canvas import blank, log_ticks, saved
 from amortjax.report.numbers import short
 from amortjax.saes.sae import SAE
 
@@ -160,10 +159,7 @@ def draw(known: Known, path: str | Path) -> list[Path]:
         axis.tick_params(labelsize=7, length=2)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    paths = [Path(path).with_suffix(ending) for ending in (".png", ".svg")]
-    for target in paths:
-        write_atomically(target, rendered(figure, target.suffix[1:]))
-    return paths
+    return saved(figure, Path(path).parent, Path(path).stem)
 
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"
@@ -177,6 +173,8 @@ def _draw_norms(axis: Any, known: Known) -> None:
     span = (min(float(norms.min()), middle - near), max(float(norms.max()), middle + near))
     axis.hist(norms, bins=40, range=span, color=BLUE)
     axis.set_yscale("log")
+    axis.set_ylim(bottom=0.7)  # a bar of one latent is seen
+    log_ticks(axis.yaxis)
     axis.set_title("decoder norms (latents)", fontsize=8.5, loc="left")
 
 
@@ -203,7 +201,5 @@ def _draw_scales(axis: Any, known: Known) -> None:
     low = min(points.values(), default=1.0)
     bottom, top = low / 1.3, min(max(points.values(), default=1.0) * 1.3, 30 * max(low, 1e-9))
     axis.set_ylim(bottom, top)
-    ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5) if bottom <= m * 10.0**e <= top]
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
+    log_ticks(axis.yaxis)
     axis.set_title("FVU of SAE(s x) / s ↓ by s (orange: as it is)", fontsize=8.5, loc="left")

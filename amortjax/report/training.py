@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amortjax.files import write_atomically
-from amortjax.report.figures import blank, rendered
+from amortjax.report.canvas import blank, log_ticks, saved
 
 Line = Mapping[str, Any]
 
@@ -67,10 +66,7 @@ def draw(runs: Mapping[str, Sequence[Line]], path: str | Path) -> list[Path]:
         else ""
     )
     figure.supxlabel(note, fontsize=8, x=0.01, ha="left")
-    paths = [Path(path).with_suffix(ending) for ending in (".png", ".svg")]
-    for target in paths:
-        write_atomically(target, rendered(figure, target.suffix[1:]))
-    return paths
+    return saved(figure, Path(path).parent, Path(path).stem)
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -99,9 +95,7 @@ def _draw_panel(axis: Any, panel: Panel, named: Sequence[tuple[str, Sequence[Lin
     elif low > 0 and high > LOG_FROM * low:
         axis.set_yscale("log")
         axis.set_ylim(low / 1.15, high * 1.15)
-        ticks = _ticks(low / 1.15, high * 1.15)
-        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
+        log_ticks(axis.yaxis)
     elif high - low < FLAT * abs(high):
         # As good as constant: not a landscape of its last digits.
         axis.set_ylim(low - 10 * FLAT * abs(high), high + 10 * FLAT * abs(high))
@@ -119,11 +113,3 @@ def _draw_line(axis: Any, points: Sequence[tuple[int, float]], style: dict[str, 
     if len(points) == 1:  # a line needs two
         style = style | {"marker": "."}
     axis.plot([step for step, _ in points], [value for _, value in points], **_style(i), **style)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten in between; powers alone if there are enough of them."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    fine = [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    coarse = [10.0**e for e in decades if low <= 10.0**e <= high]
-    return coarse if len(coarse) > 3 else fine

@@ -118,6 +118,30 @@ def test_unknown_words_are_text():
     assert 0 in export.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
 
 
+def test_bos_is_prepended_where_the_tokenizer_adds_none():
+    adds, plain = tiny.tokenizer(), tiny.tokenizer()
+    plain.backend_tokenizer.post_processor = None
+    texts = ["some words", "", "x" * 100]
+    module = tiny.module("gpt_neox")
+    own, led, bare = (
+        export.wrap_model("a", module, tokenizer, prepend_bos=lead)
+        for tokenizer, lead in ((adds, True), (plain, True), (plain, False))
+    )
+    for one, other in zip(export.tokenise(own, texts, 10), export.tokenise(led, texts, 10), strict=True):
+        assert one.ids == other.ids and one.ids[0] == 0 and len(one.ids) <= 10
+        assert one.keep.tolist() == other.keep.tolist() == [False] + [True] * (len(one.ids) - 1)
+    assert [len(tokens.ids) for tokens in export.tokenise(bare, texts, 10)] == [10, 0, 10]
+    # The first token of a document sees another one before it.
+    after, first = (
+        export.run_window(model, export.tokenise(model, texts[:1], n), 1, "resid_post", 64).x
+        for model, n in ((led, 11), (bare, 10))
+    )
+    assert after.shape == first.shape and np.abs(after - first).max() > 1e-3
+    plain.bos_token = None
+    with pytest.raises(ModelError, match=r"a: its tokenizer has no BOS token: leave out --prepend_bos"):
+        export.wrap_model("a", module, plain, prepend_bos=True)
+
+
 def test_batches_hold_all_and_little_padding():
     lengths = [5, 60, 0, 7, 6, 59, 200]
     groups = export.batches(lengths, 128)

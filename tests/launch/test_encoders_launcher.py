@@ -15,8 +15,10 @@ from amortjax.metrics import bench, flops
 from amortjax.report.tables import read_results
 from amortjax.saes.formats import load_sae, save_sae
 from amortjax.training import lca_loop
+from tests.activations import tiny
 from tests.problems import toy_sae
 
+ACTIVATIONS = section5.activations
 D, M, STEPS, BATCH = 16, 32, 60, 128
 FLAGS = {
     "acts": "unused", "n_latents": M, "lam": 0.02, "mlp_lam": 0.02, "lr": 0.01, "steps": STEPS, "batch_size": BATCH,
@@ -79,6 +81,9 @@ def test_recipes_are_in_the_papers_units():
         recipe = made[name].check()
         assert (recipe.warmup_steps, recipe.sparsity_warmup_steps, recipe.decay_from) == (0, 0, 1.0)
         assert recipe.unit_decoder and recipe.resample_every == 25
+    gentle = encoders_training.recipes(config("x", mlp_lr=1e-3, warmup=6), 80.0)
+    assert (gentle["sae"].lr, gentle["mlp"].lr) == (0.01, 1e-3)
+    assert gentle["sae"].warmup_steps == gentle["mlp"].warmup_steps == 6
     literal = encoders_training.recipes(config("x", lca="literal"), 80.0)["lca"]
     assert (literal.lam, literal.lr, literal.batch_size, literal.iterations) == (0.1, 3e-3, 128, 300)
 
@@ -89,6 +94,7 @@ def test_the_gpt2_preset_is_the_papers(monkeypatch):
     own = flagged.parse(encoders.Config, ["--flagfile=configs/encoders/gpt2_l9.flags"]).checked()
     made = encoders_training.recipes(own, 80.0)
     assert own.steps * own.batch_size == 406_400_000 and own.stream
+    assert own.prepend_bos and own.max_seq_len == 128
     assert (own.layer_index, own.hook, own.n_latents, own.width) == (9, "resid_pre", 22 * 768, 8448)
     assert made["sae"].check().lam == pytest.approx(80e-4) and made["mlp"].check().lam == pytest.approx(56e-4)
     assert made["lca"].check().batch_size == 128
@@ -191,6 +197,53 @@ def test_a_second_run_trains_and_measures_nothing(whole, monkeypatch, capsys):
         encoders.run(config(out, lca_tol=0.01))
 
 
+def test_a_run_killed_while_it_measures_goes_on(whole, tmp_path, monkeypatch):
+    out, rows = whole
+    lent = ",".join(f"{name}={out / name}" for name in ("sae", "lca"))
+    own = config(tmp_path / "out", ckpts=lent, methods="sae,lca", factors="", judge="none")
+    measure, measured = bench.measure, []
+
+    def killed(*args, **kwargs):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.append(None)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(bench, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encoders.run(own)
+    monkeypatch.setattr(bench, "measure", lambda *a, **k: measured.append(None) or measure(*a, **k))
+    again = encoders.run(own)
+    # Nothing twice: as many measurements as there are files of them.
+    assert (
+        len(measured)
+        == len([path for path in (tmp_path / "out/rows").iterdir() if path.suffix == ".npz"])
+        > 5
+    )
+    for method, mode in (("sae", "amortized"), ("sae_optimal", "optimal"), ("lca", "optimal_refit")):
+        assert of(again, method, mode, "sae")["nmse"] == of(rows, method, mode, "sae")["nmse"]
+
+
+def test_streamed_as_gpt2_is(tmp_path, monkeypatch):
+    """The preset's way: straight from a model whose tokenizer adds no BOS, nothing stored, an evaluation after it."""
+    monkeypatch.setattr(section5, "activations", ACTIVATIONS)
+    model, text, out = tmp_path / "gpt2", tmp_path / "text.txt", tmp_path / "out"
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = None
+    tiny.module("gpt2").save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    text.write_text("\n".join(tiny.texts(900)))
+    rows = encoders.run(config(
+        out, acts="", stream=True, model_name=model, layer_index=1, hook="resid_pre", dataset=text, prepend_bos=True,
+        max_seq_len=32, steps=12, checkpoint_every=0, eval_every=0, resample_every=0, methods="sae,lca", factors="",
+        judge="none", buffer_tokens=4096, calibration_tokens=256, eval_tokens=512, probe_tokens=256,
+    ))  # fmt: skip
+    assert of(rows, "sae_optimal", "optimal", "sae")["nmse"] > 0
+    policy = json.loads((out / "units.json").read_text())["rows"]["token_policy"]
+    assert policy["bos"] == "prepended" and policy["special"] == "excluded"
+    assert not list(tmp_path.rglob("*.zarr")) and not list(out.rglob("manifest.json"))
+
+
 def test_lent_saes_are_not_trained(whole, tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("trained")
@@ -247,6 +300,8 @@ def test_units_of_other_activations_are_refused(tmp_path, store):
         ({"lam": 0}, "--lam=0.0: must be above 0"),
         ({"lca_lam": "nan"}, "--lca_lam=nan: must be above 0"),
         ({"hidden": -3}, "--hidden=-3"),
+        ({"mlp_lr": 0}, "--mlp_lr=0.0: must be above 0"),
+        ({"warmup": 60}, "--warmup=60: must be less than --steps=60"),
         ({"resample_every": -1}, "--resample_every=-1: must not be negative"),
         ({"methods": ""}, "--methods is empty"),
         ({"factors": "1,-2"}, "--factors: multiples"),

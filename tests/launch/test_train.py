@@ -264,7 +264,8 @@ print(jax.device_count())
 
 
 def test_eight_devices_train_the_same_saes_as_one(store, tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", EIGHT, str(tmp_path / "8")], env=env, capture_output=True, text=True
     )

@@ -39,7 +39,7 @@ def judged(name, files, folder):
 
 
 def test_every_claim_has_rows_that_decide_it():
-    assert set(EFFECTS) | set(WITHIN) == set(ALL) - {"interpretability"}
+    assert set(EFFECTS) | set(WITHIN) == set(ALL)
     assert len(ALL) == sum(map(len, CLAIMS.values()))  # ids are distinct
 
 
@@ -83,9 +83,7 @@ def test_without_rows_nothing_is_testable(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_strange_values_are_passed_over(name, tmp_path):
-    make = EFFECTS.get(name) or WITHIN.get(name)
-    if make is None:
-        return
+    make = EFFECTS.get(name) or WITHIN[name]
     for strange in ("text", None, [1], {"a": 1}, True, float("inf"), float("nan")):
         files = make(0.1, 0.02)
         spoilt = []
@@ -120,6 +118,14 @@ def test_where_the_encoder_has_none_there_is_nothing_to_explain(tmp_path):
     files = excess("dead_half")(-0.1, 0.01)  # but the opposite is told all the same
     files[0][1][0] |= interval("dead_half", 1e-5, 1e-5)
     assert judged("dead", files, tmp_path).verdict == FAILS
+
+
+def test_explanations_at_unequal_l0_are_no_controlled_comparison(tmp_path):
+    files = EFFECTS["interpretability"](0.1, 0.01)
+    files[0][1][1] |= {"l0": 10.0}
+    found = judged("interpretability", files, tmp_path)
+    assert found.verdict == UNTESTABLE and not found.controlled
+    assert found.literal[0].side == "for" and "L0 10 and 20" in found.literal[0].text
 
 
 def test_in_part_for_some_saes_and_under_literal_only(tmp_path):

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amortjax.files import write_atomically
 from amortjax.launch.bench_parts.train_options import DIFFERENCES
-from amortjax.report.figures import blank, rendered
+from amortjax.report.canvas import blank, saved
 from amortjax.report.numbers import MISSING, grouped_digits, percent, short
 from amortjax.report.schema import Row
 
@@ -146,9 +145,7 @@ def draw(part: str, rows: list[Row], folder: Path) -> Path:
     (_bars if part == "throughput" else _curves)(axis, rows)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    for ending in ("svg", "png"):
-        write_atomically(folder / f"{part}.{ending}", rendered(figure, ending))
-    return folder / f"{part}.png"
+    return saved(figure, folder, part)[0]
 
 
 def _bars(axis: Any, rows: list[Row]) -> None:
