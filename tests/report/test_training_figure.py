@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from amortjax.report import training
+from amortjax.report import canvas, training
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -70,10 +70,22 @@ def test_what_was_not_measured_has_no_panel(tmp_path):
 
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
-    [(0.08, 1.2, [0.1, 0.2, 0.5, 1.0]), (18, 700, [20, 50, 100, 200, 500]), (0.009, 11, [0.01, 0.1, 1, 10])],
+    [
+        (0.08, 1.2, ["0.1", "0.2", "0.5", "1"]),
+        (18, 700, ["20", "50", "100", "200", "500"]),
+        (0.009, 11, ["0.01", "0.1", "1", "10"]),
+        (310, 570, ["400", "500"]),
+    ],
 )
 def test_a_logarithmic_axis_has_a_few_round_ticks(low, high, ticks):
-    assert training._ticks(low, high) == pytest.approx(ticks)
+    figure = canvas.blank(3, 3)
+    axis = figure.subplots()
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    canvas.log_ticks(axis.yaxis)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ticks
+    assert not len(axis.get_yticks(minor=True))
+    assert canvas.rendered(figure, "png")[:4] == b"\x89PNG"
 
 
 def test_more_saes_than_colours_can_still_be_told_apart(tmp_path):

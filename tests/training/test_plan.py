@@ -1,6 +1,7 @@
 """The memory plan against what XLA and the arrays themselves say, and the refusals that follow from it."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,8 @@ def _compiled(recipe: Recipe) -> int:
     lowered = step.train_step.lower(state, x, mean, graph=graph, recipe=recipe)
     # The machine code does not matter here, and takes half of the time.
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", ""):  # conftest's; users have them
+        options["xla_cpu_use_fusion_emitters"] = True
     found = lowered.compile(compiler_options=options).memory_analysis()
     beside = found.output_size_in_bytes - found.alias_size_in_bytes
     return found.argument_size_in_bytes + beside + found.temp_size_in_bytes
