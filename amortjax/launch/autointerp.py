@@ -123,7 +123,8 @@ def run(config: Config) -> list[dict[str, Any]]:
 
     settings = parts.settings_of(config)
     judge, scorer = parts.judges_of(config)
-    if not config.dry_run:
+    # A key or a model that is not there is told before the codes are made; but what is all answered needs neither.
+    if not config.dry_run and not (config.folder / "transcripts.jsonl").exists():
         for one in {id(j): j for j in (judge, scorer)}.values():
             one.prepare()
     saes, acts = audits.prepare(config)

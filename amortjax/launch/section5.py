@@ -30,6 +30,7 @@ Choice = Literal[
 ]  # fmt: skip
 
 MOST_LATENTS = 1000  # in the explorer: more would be a page that is slow to open
+MOST_NAMED = 6  # SAEs in a report's head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,9 +291,17 @@ def about_run(acts: Any, saes: list[Any]) -> dict[str, str]:
         "model": manifest["model_name"],
         "site": f"{manifest['hook']} of block {manifest['layer_index']}",
         "corpus": manifest["dataset"],
-        "SAEs": "; ".join(f"{s.info.name} ({s.variant}, M = {s.n_latents}, {s.info.format})" for s in saes),
+        "SAEs": _listed(saes),
         "device": str(jax.devices()[0].device_kind),
     }
+
+
+def _listed(saes: list[Any]) -> str:
+    """Each with its name; many, as in a sweep, by kind only."""
+    kinds = [f"{sae.variant}, M = {sae.n_latents}, {sae.info.format}" for sae in saes]
+    if len(saes) > MOST_NAMED:
+        return "; ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    return "; ".join(f"{sae.info.name} ({kind})" for sae, kind in zip(saes, kinds, strict=True))
 
 
 def used_versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # From light to dark, told apart in grey too (viridis without its yellow end).
 SHADES = ("#7AD151", "#22A884", "#2A788E", "#414487", "#440154")
 LEGEND = 3  # sparsities in a line of the legend
-WIDE = 50  # ratio of greatest to least from which on an axis of positive numbers is logarithmic
+WIDE = 20  # ratio of greatest to least from which on an axis of positive numbers is logarithmic
 
 
 def draw(rows: Iterable[Row], folder: str | Path, stem: str = "trajectories") -> list[Path]:

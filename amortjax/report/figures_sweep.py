@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 LINES = {"encoder": "#D55E00", "alista": "#009E73"}  # of the starts, by Okabe & Ito
-WIDE = 50  # ratio of greatest to least from which on an axis of positive numbers is logarithmic
+WIDE = 20  # ratio of greatest to least from which on an axis of positive numbers is logarithmic
 
 
 class Panel(NamedTuple):
