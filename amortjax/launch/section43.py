@@ -76,6 +76,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     config = config.checked()
     out = Path(config.out.removesuffix(".json"))
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
+    from amortjax.launch.section43_changes import with_changes
     from amortjax.report import tables
     from amortjax.saes import index
 
@@ -104,6 +105,7 @@ def run(config: Config) -> list[dict[str, Any]]:
             f"{len(chosen)} of {len(entries)} checkpoints done; the command without --part gathers all parts"
         )
         return rows
+    rows = with_changes(rows, out / "rows")
     tables.write_results(rows, out)
     report(config, out, rows, acts, entries)
     return rows

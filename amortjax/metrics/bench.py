@@ -183,7 +183,8 @@ class Bench:
                 found = self.measure_now(mode, knobs, reference, condition, probed, split)
                 if path:
                     kept.save(path, found)
-            self.memory[name] = found
+            # Its file holds the draws that other rows on the same tokens can be paired with.
+            self.memory[name] = found._replace(values=found.values | {"measurement": f"{mode}_{key}"})
         return self.memory[name]
 
     def relevant(self, *names: str) -> dict[str, Any]:

@@ -42,6 +42,9 @@ def gap_falls(rows: Rows) -> Verdict:
 
 def _fall(way: views.Way, key: str) -> Triple | None:
     for condition in ("same_lambda", "trained_lambda"):
+        together = views.certified_fall(way, condition) if key == "certified" else None
+        if together is not None:
+            return together
         ends = [block.get(condition, {}) for block in (way.first, way.last)]
         found = [
             views.gap(row) if key == "certified" else triple(row, "relative_gap_to_ista") for row in ends

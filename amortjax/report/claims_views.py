@@ -74,6 +74,21 @@ def gap(row: Row) -> Triple | None:
     return triple(row, "suboptimality_upper", "suboptimality_lower", "suboptimality_upper")
 
 
+def certified_fall(way: "Way", condition: str) -> Triple | None:
+    """(P - P*)/P* at the first step minus that at the last, paired, with what the certificates leave open."""
+    rise = way.change(condition, "suboptimality_upper")
+    wide = [_open(block.get(condition, {})) for block in (way.first, way.last)]
+    if rise is None or rise.lo is None or rise.hi is None or None in wide:
+        return None
+    first, last = (width or 0.0 for width in wide)
+    return Triple(-rise.value, -rise.hi - first, -rise.lo + last)
+
+
+def _open(row: Row) -> float | None:
+    low, high = number(row, "suboptimality_lower"), number(row, "suboptimality_upper")
+    return None if low is None or high is None else high - low
+
+
 # --- trainings ---
 
 
@@ -84,6 +99,11 @@ class Way(NamedTuple):
     variant: str
     first: Mapping[str, Row]  # {condition: the encoder's row}
     last: Mapping[str, Row]
+
+    def change(self, condition: str, key: str) -> Triple | None:
+        """Of the last step from the first, paired; None if its rows have none."""
+        a, b = self.first.get(condition, {}), self.last.get(condition, {})
+        return triple(b, f"{key}_minus_first") if a and b.get("first_step") == a.get("step") else None
 
 
 def ways(rows: Rows) -> list[Way]:
@@ -117,8 +137,11 @@ def trainings(rows: Rows) -> dict[Line, dict[int, dict[str, Row]]]:
 
 
 def risen(way: Way, key: str, conditions: Sequence[str] = ("same_l0", "literal")) -> Triple | None:
-    """The last step's number minus the first's, of the first condition that has both. Not paired."""
+    """The last step's number minus the first's, of the first condition that has both; paired where that is known."""
     for condition in conditions:
+        change = way.change(condition, key)
+        if change is not None:
+            return change
         a, b = (triple(block.get(condition, {}), key) for block in (way.first, way.last))
         if a is not None and b is not None:
             return apart(b, a)

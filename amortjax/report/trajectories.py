@@ -1,8 +1,9 @@
 """Section 4.3's results as tables and words: how each number changes while SAEs train (rows of `launch.section43`).
 
 Beside `schema`'s columns a row has variant, sparsity ("k=20"), sparsity_value, step, final, path, and where they apply
-gap_to_ista, relative_gap_to_ista (both signed), unmatchable, reason. The lasso gap is read under the first condition
-that has one; what is compared at equal L0 under `same_l0`.
+gap_to_ista, relative_gap_to_ista (both signed), unmatchable, reason; NAME_minus_before and NAME_minus_first with _lo
+and _hi, paired, since before_step and first_step. The lasso gap is read under the first condition that has one; what is
+compared at equal L0 under `same_l0`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -141,7 +142,7 @@ def final_table(rows: Sequence[Row]) -> Table:
 
 
 def steps_table(rows: Sequence[Row]) -> Table:
-    """Every step, with the change since the one before in brackets."""
+    """Every step, with the change since the one before in brackets, and a star where its paired interval excludes 0."""
     header = ["variant", "sparsity", "step", *(measure.label for measure in MEASURES.values()), "note"]
     body = []
     for (variant, sparsity), block in lines(rows).items():
@@ -151,19 +152,29 @@ def steps_table(rows: Sequence[Row]) -> Table:
             for name, measure in MEASURES.items():
                 row = pick(here, measure, "amortized")
                 value = None if row is None else row[measure.key]
-                cells.append(_with_change(value, before.get(name)))
+                cells.append(_with_change(value, before.get(name), _clear(row, measure.key, "before")))
                 before |= {} if value is None else {name: value}
             body.append([variant, sparsity, str(step), *cells, _note(here)])
     return _without_empty(
-        Table("From step to step: the encoder, and the change since the step before", header, body)
+        Table(
+            "From step to step: the encoder, and the change since the step before (*: its interval excludes 0)",
+            header,
+            body,
+        )
     )
 
 
-def _with_change(value: float | None, before: float | None) -> str:
+def _with_change(value: float | None, before: float | None, clear: bool | None) -> str:
     if value is None or before is None:
         return short(value)
     change = value - before
-    return f"{short(value)} ({'+' if change > 0 else ''}{short(change, 2)})"
+    return f"{short(value)} ({'+' if change > 0 else ''}{short(change, 2)}{'*' if clear else ''})"
+
+
+def _clear(row: Row | None, key: str, since: str) -> bool | None:
+    """Whether the paired interval of a change excludes 0; None if there is none."""
+    low, high = (row and row.get(f"{key}_minus_{since}_{end}") for end in ("lo", "hi"))
+    return None if low is None or high is None else low > 0 or high < 0
 
 
 def _cell(name: str, mode: str = "amortized") -> Callable[[list[Row]], str]:
@@ -218,7 +229,8 @@ def markdown(table: Table) -> str:
     return "\n".join([text[0], "|---" * len(table.header) + "|", *text[1:]])
 
 
-# A change counts if it is larger than this share of where it began (or is from or to nothing at all).
+# A change counts if it is larger than this share of where it began (or is from or to nothing at all), and its paired
+# interval, if there is one, excludes 0.
 CLEAR = 0.02
 
 
@@ -242,11 +254,21 @@ def _direction(name: str, blocks: list[list[Row]]) -> list[str]:
     ends = [(way[0].value, way[-1].value) for way in ways if len(way) > 1]
     if not ends:
         return []
-    up = sum(b - a > CLEAR * abs(a) for a, b in ends)
-    down = sum(a - b > CLEAR * abs(a) for a, b in ends)
+    told = [_told(block, name) for block, way in zip(blocks, ways, strict=True) if len(way) > 1]
+    up = sum(b - a > CLEAR * abs(a) and clear for (a, b), clear in zip(ends, told, strict=True))
+    down = sum(a - b > CLEAR * abs(a) and clear for (a, b), clear in zip(ends, told, strict=True))
     if not up + down:
         return []
     return [f"{MEASURES[name].label.strip(' ↓')} falls at {down} of {len(ends)}, rises at {up}"]
+
+
+def _told(block: list[Row], name: str) -> bool:
+    """Unless its paired interval says that the change from the first step to the last may be none."""
+    measure = MEASURES[name]
+    ends = [row for here in by_step(block).values() if (row := pick(here, measure, "amortized"))]
+    # Since the first step that was matched; from one that was not, all has changed.
+    paired = ends[-1].get("first_step") == ends[0]["step"]
+    return not paired or _clear(ends[-1], measure.key, "first") is not False
 
 
 PAGE = """# Training dynamics: the price of the encoder while SAEs train
@@ -257,9 +279,9 @@ PAGE = """# Training dynamics: the price of the encoder while SAEs train
 
 {said}
 
-A change counts from {clear:.0%} on. The lasso gap is at each checkpoint's own λ*, where the certified optimum has its
-encoder's L0: it compares checkpoints by how far their encoders are from their own optima, relative to those. The gap to
-ISTA is signed, because ISTA-{ista} is no optimum.
+A change counts from {clear:.0%} on, if its paired interval (where there is one) excludes 0. The lasso gap is at each
+checkpoint's own λ*, where the certified optimum has its encoder's L0: it compares checkpoints by how far their encoders
+are from their own optima, relative to those. The gap to ISTA is signed, because ISTA-{ista} is no optimum.
 
 ## Pictures
 
@@ -275,8 +297,9 @@ ISTA is signed, because ISTA-{ista} is no optimum.
 
 {steps}
 
-Too dense to match: the encoder fires more latents than an optimum can have (the rank of the dictionary), or more than
---densest of it: its own numbers are kept, no other mode is brought to its L0.
+Intervals of changes are 95 %, paired on the same tokens. Too dense to match: the encoder fires more latents than an
+optimum can have (the rank of the dictionary), or more than --densest of it: its own numbers are kept, no other mode is
+brought to its L0.
 """
 
 

@@ -15,6 +15,7 @@ import amortjax as aj
 from amortjax.activations.store import MemoryStore
 from amortjax.errors import AmortjaxError
 from amortjax.launch import flagged, section5, section43, train
+from amortjax.launch.section43_changes import with_changes
 from amortjax.report import trajectories
 from amortjax.report.tables import read_results
 
@@ -108,6 +109,30 @@ def test_the_gap_to_ista_keeps_its_sign(whole):
         assert "gap_to_ista" not in rows["same_l0", "amortized"]
         # The gap to the optimum is the larger one, by what ISTA lacks.
         assert own["gap_upper"] >= own["gap_to_ista"] - best["gap_to_ista"] - 1e-9
+
+
+def test_changes_from_step_to_step_are_paired(whole):
+    out, rows = whole
+    first, last = (of(rows, f"topk k=4 step {step}") for step in (0, 40))
+    for condition in ("same_l0", "same_lambda"):
+        a, b = first[condition, "amortized"], last[condition, "amortized"]
+        assert (b["before_step"], b["first_step"]) == (0, 0) and a.get("first_step") is None
+        for since in ("before", "first"):
+            change, low, high = (b[f"nmse_minus_{since}{end}"] for end in ("", "_lo", "_hi"))
+            assert change == pytest.approx(b["nmse"] - a["nmse"], rel=1e-5) and low < change < high < 0
+            # Tokens that are hard are so at every step: pairing takes that out.
+            assert high - low < (a["nmse_hi"] - a["nmse_lo"]) + (b["nmse_hi"] - b["nmse_lo"])
+    gap = last["same_lambda", "amortized"]
+    assert gap["suboptimality_upper_minus_first_lo"] < gap["suboptimality_upper_minus_first_hi"]
+    assert "suboptimality_upper_minus_first" not in last["same_l0", "amortized"]  # no gap is told there
+    assert "nmse_minus_first" not in last["same_l0", "optimal"]
+    # From an encoder too dense to match nothing is counted.
+    assert of(rows, "standard l1=0.3 step 40")["same_l0", "amortized"].get("first_step") is None
+    told = [line for line in (out / "report.md").read_text().splitlines() if "| k=4 | 40 |" in line]
+    assert any("*)" in line for line in told)
+    # Without the measurements' files there are no intervals, and no columns.
+    bare = [{key: value for key, value in row.items() if "_minus_" not in key} for row in rows]
+    assert not any("nmse_minus_first" in row for row in with_changes(bare, out / "nowhere"))
 
 
 def test_an_encoder_too_dense_to_match_is_kept_and_quick(whole):

@@ -120,6 +120,29 @@ def test_where_the_encoder_has_none_there_is_nothing_to_explain(tmp_path):
     assert judged("dead", files, tmp_path).verdict == FAILS
 
 
+@pytest.mark.parametrize(
+    ("first_step", "open_", "verdict"), [(10, 0.0, HOLDS), (10, 0.3, UNTESTABLE), (0, 0.0, UNTESTABLE)]
+)
+def test_changes_through_training_are_paired_where_that_is_known(first_step, open_, verdict, tmp_path):
+    """Alone each end is known too badly; together they are not, if the certificates leave nothing open and the change
+    is since the first step that could be matched."""
+    rows = trained({"same_lambda": ends(0.7, open_)}, {"same_lambda": ends(0.5, open_)})
+    rows[-1] |= {"first_step": first_step} | interval("suboptimality_upper_minus_first", -0.2, 0.02)
+    found = judged("gap falls", results(*rows), tmp_path)
+    assert found.verdict == verdict, found.reason
+    if verdict == HOLDS:
+        assert found.controlled[0].found == pytest.approx((0.2, 0.18, 0.22))
+    grown = trained({"same_l0": interval("df1", 0.3, 1.0)}, {"same_l0": interval("df1", 0.4, 1.0)})
+    grown[-1] |= {"first_step": first_step} | interval("df1_minus_first", 0.1, 0.02)
+    paired = judged("pathologies grow", results(*grown), tmp_path)
+    assert paired.verdict == (HOLDS if first_step == 10 else UNTESTABLE)
+
+
+def ends(level, open_):
+    upper = {"suboptimality_upper": level, "suboptimality_lower": level - open_}
+    return upper | {"suboptimality_lower_lo": level - 1, "suboptimality_upper_hi": level + 1}
+
+
 def test_explanations_at_unequal_l0_are_no_controlled_comparison(tmp_path):
     files = EFFECTS["interpretability"](0.1, 0.01)
     files[0][1][1] |= {"l0": 10.0}
