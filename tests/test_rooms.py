@@ -18,9 +18,8 @@ SIDE_ROOMS = {
     "synthetic": _LEFT | {"training", "interp", "synthetic"},
 }
 TORCH_MAY_BE_IMPORTED_IN = (
-    "activations/export.py", "activations/splice.py", "adapters.py", "assets/train_lm.py", "launch/bench_",
-    "saes/formats/dictionary_learning_writer.py", "saes/formats/loca_writer.py",
-    "interp/local.py",
+    "activations/export.py", "activations/models.py", "activations/splice.py", "adapters.py", "assets/train_lm.py",
+    "interp/local.py", "launch/bench_", "saes/formats/dictionary_learning_writer.py", "saes/formats/loca_writer.py",
 )  # fmt: skip
 ONLY_IN = {"matplotlib": ("report/figures", "report/canvas"), "flax.nnx": ("training/",)}
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from amortjax.activations import export, stream
+from amortjax.activations import export, models, stream
 from amortjax.activations.corpus import Corpus
-from amortjax.activations.export import Model, Tokens
+from amortjax.activations.export import Tokens
+from amortjax.activations.models import Model
 from amortjax.activations.store import MemoryStore
 from amortjax.errors import CorpusError, ModelError
 
@@ -55,7 +56,7 @@ def with_head(model: Model) -> Causal:
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = str(export.EMBEDDED_FOLDER) if model.name == export.EMBEDDED else model.name
+    path = str(models.EMBEDDED_FOLDER) if model.name == models.EMBEDDED else model.name
     no_loss = (
         f"{model.name}: a {type(model.module).__name__} predicts no next token, so it has no loss to recover"
     )
@@ -77,7 +78,7 @@ def wrap_causal(
     name: str, module: Any, tokenizer: Any, device: str = "cpu", prepend_bos: bool = False
 ) -> Causal:
     """A Causal from a transformers module with a next-token head; ModelError if earlier tokens see later ones."""
-    model = export.wrap_model(name, module.base_model, tokenizer, device, prepend_bos)
+    model = models.wrap_model(name, module.base_model, tokenizer, device, prepend_bos)
     causal = Causal(model, module.eval())
     if _looks_ahead(causal):
         raise ModelError(
@@ -112,7 +113,7 @@ def gather(
     """Whole documents, as they come, until each split of `budgets` has its tokens (`test` among them). CorpusError if a
     split gets none."""
     model = causal.model
-    export.check_layer(model, place[0], max_seq_len)
+    models.check_layer(model, place[0], max_seq_len)
     fractions, missing = stream.fractions_for(model.name, corpus), dict(budgets)
 
     def needed() -> Iterator[stream.Assigned]:

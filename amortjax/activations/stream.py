@@ -13,17 +13,8 @@ import numpy as np
 
 from amortjax.activations import pydoc
 from amortjax.activations.corpus import Corpus, Document
-from amortjax.activations.export import (
-    EMBEDDED,
-    EMBEDDED_FOLDER,
-    Model,
-    Tokens,
-    Window,
-    check_layer,
-    run_places,
-    run_window,
-    tokenise,
-)
+from amortjax.activations.export import Tokens, Window, run_places, run_window, tokenise
+from amortjax.activations.models import EMBEDDED, EMBEDDED_FOLDER, Model, check_layer
 from amortjax.activations.splits import DEFAULT_FRACTIONS, PYDOC_FRACTIONS, Splitter
 from amortjax.activations.store import MemoryStore
 from amortjax.errors import CorpusError

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from amortjax.activations.export import EMBEDDED, EMBEDDED_FOLDER
+from amortjax.activations.models import EMBEDDED, EMBEDDED_FOLDER
 from amortjax.errors import ModelError
 from amortjax.interp.prompts import Answer, Request
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 if TYPE_CHECKING:
     from amortjax.activations.corpus import Corpus
-    from amortjax.activations.export import Model, Tokens
+    from amortjax.activations.export import Tokens
+    from amortjax.activations.models import Model
 
 # One window in so many is run once more with nothing kept, to tell what collecting costs.
 BARE_EVERY = 24
@@ -168,7 +169,7 @@ def _collect(
 
 def run(config: Config) -> dict:
     """Collects, or goes on, or says that all is there; returns the manifest."""
-    from amortjax.activations import disk, export, stream
+    from amortjax.activations import disk, models, stream
     from amortjax.activations.corpus import open_corpus
     from amortjax.activations.writer import Writer
     from amortjax.errors import AmortjaxError
@@ -179,8 +180,8 @@ def run(config: Config) -> dict:
         config.dataset, config.split, config.text_column, config.label_column, config.cache_dir
     )
     fractions = _fractions(config, corpus)
-    model = export.load_model(config.model_name, config.model_dtype, config.device, config.prepend_bos)
-    export.check_layer(model, config.layer_index, config.max_seq_len)
+    model = models.load_model(config.model_name, config.model_dtype, config.device, config.prepend_bos)
+    models.check_layer(model, config.layer_index, config.max_seq_len)
     warning = stream.lm_train_warning(config.model_name, corpus)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

@@ -199,11 +199,11 @@ def _stored(config: Config) -> "tuple[Site, np.ndarray, str]":
 
 def _at_hooks(config: Config, place: "Site", sae: "SAE") -> "tuple[dict[Site, np.ndarray], str]":
     """Rows of the same tokens at `place`, its neighbours and where the SAE's file says it is of."""
-    from amortjax.activations import export, stream
+    from amortjax.activations import models, stream
     from amortjax.metrics import places
 
     model, corpus = model_and_corpus(config)
-    export.check_layer(model, place.layer or 0, config.max_seq_len)
+    models.check_layer(model, place.layer or 0, config.max_seq_len)
     sites = places.neighbours(place, len(model.blocks))
     own = places.declared(sae.info)
     if places.known(own) and 0 <= (own.layer or 0) < len(model.blocks):

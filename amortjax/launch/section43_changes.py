@@ -14,7 +14,7 @@ FOLLOWED = (
 )  # fmt: skip
 
 
-def with_changes(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def with_changes(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The rows; those of encoders with NAME_minus_before and NAME_minus_first (and _lo, _hi) of what is FOLLOWED:
     since the step before, and since the first step that could be matched, under the same condition. before_step and
     first_step say which these are. `folder` holds the measurements; what is not there leaves no interval and no

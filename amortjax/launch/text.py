@@ -30,11 +30,11 @@ def model_and_corpus(
     config: Text, label_column: str | None = None, dtype: str = "float32", device: str = "auto"
 ) -> tuple[Any, Any]:
     """The language model and its text; warns if the embedded model may have been trained on some of it."""
-    from amortjax.activations import export, stream
+    from amortjax.activations import models, stream
     from amortjax.activations.corpus import open_corpus
 
     corpus = open_corpus(config.dataset, config.split, config.text_column, label_column, config.cache_dir)
-    model = export.load_model(str(config.model_name), dtype, device, config.prepend_bos)
+    model = models.load_model(str(config.model_name), dtype, device, config.prepend_bos)
     warning = stream.lm_train_warning(str(config.model_name), corpus)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

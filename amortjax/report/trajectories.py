@@ -173,7 +173,7 @@ def _with_change(value: float | None, before: float | None, clear: bool | None) 
 
 def _clear(row: Row | None, key: str, since: str) -> bool | None:
     """Whether the paired interval of a change excludes 0; None if there is none."""
-    low, high = (row and row.get(f"{key}_minus_{since}_{end}") for end in ("lo", "hi"))
+    low, high = ((row or {}).get(f"{key}_minus_{since}_{end}") for end in ("lo", "hi"))
     return None if low is None or high is None else low > 0 or high < 0
 
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from amortjax.activations import stream
 from amortjax.activations.corpus import Corpus
-from amortjax.activations.export import Model, check_layer, run_window
+from amortjax.activations.export import run_window
+from amortjax.activations.models import Model, check_layer
 from amortjax.errors import AmortjaxError
 from amortjax.training.batches import HELD_OUT
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from amortjax.activations import export
+from amortjax.activations import export, models
 from amortjax.errors import ModelError
 from tests.activations import tiny
 
@@ -102,7 +102,7 @@ def test_long_texts_are_cut():
     "text", ["a few words of " * 50, "x" * 900, "internationalisation " * 60, " " * 700 + "end"]
 )
 def test_cutting_texts_changes_no_token(text: str):
-    model = export.load_model("embedded")
+    model = models.load_model("embedded")
     for length in (8, 16, 64):
         whole = model.tokenizer(text, truncation=True, max_length=length)["input_ids"]
         assert export.tokenise(model, [text, "short"], length)[0].ids == whole
@@ -111,11 +111,11 @@ def test_cutting_texts_changes_no_token(text: str):
 def test_unknown_words_are_text():
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"unk_token": "<unk>", "pad_token": "<pad>"})
-    special = export.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
+    special = models.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
     assert special == {0, int(tokenizer.vocab["<pad>"])}
     # Where one token has both uses, as GPT-2's has, it is special.
     tokenizer.unk_token = "<bos>"
-    assert 0 in export.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
+    assert 0 in models.wrap_model("a", tiny.module("gpt_neox"), tokenizer).special_ids
 
 
 def test_bos_is_prepended_where_the_tokenizer_adds_none():
@@ -124,7 +124,7 @@ def test_bos_is_prepended_where_the_tokenizer_adds_none():
     texts = ["some words", "", "x" * 100]
     module = tiny.module("gpt_neox")
     own, led, bare = (
-        export.wrap_model("a", module, tokenizer, prepend_bos=lead)
+        models.wrap_model("a", module, tokenizer, prepend_bos=lead)
         for tokenizer, lead in ((adds, True), (plain, True), (plain, False))
     )
     for one, other in zip(export.tokenise(own, texts, 10), export.tokenise(led, texts, 10), strict=True):
@@ -139,7 +139,7 @@ def test_bos_is_prepended_where_the_tokenizer_adds_none():
     assert after.shape == first.shape and np.abs(after - first).max() > 1e-3
     plain.bos_token = None
     with pytest.raises(ModelError, match=r"a: its tokenizer has no BOS token: leave out --prepend_bos"):
-        export.wrap_model("a", module, plain, prepend_bos=True)
+        models.wrap_model("a", module, plain, prepend_bos=True)
 
 
 def test_batches_hold_all_and_little_padding():
@@ -151,32 +151,32 @@ def test_batches_hold_all_and_little_padding():
 
 def test_fingerprint_follows_the_weights():
     model = tiny.module("gpt_neox")
-    before = export._fingerprint(model)
-    assert export._fingerprint(model) == before
+    before = models._fingerprint(model)
+    assert models._fingerprint(model) == before
     with torch.no_grad():
         model.layers[1].mlp.dense_4h_to_h.weight[0, 0] += 1
-        assert export._fingerprint(model) != before
+        assert models._fingerprint(model) != before
         model.layers[1].mlp.dense_4h_to_h.weight[0, 0] -= 1
 
 
 def test_bad_layers_and_lengths():
     model = tiny.model("llama")
     with pytest.raises(ModelError, match="layer_index=3: llama has blocks 0 to 2"):
-        export.check_layer(model, 3, 64)
+        models.check_layer(model, 3, 64)
     with pytest.raises(ModelError, match="layer_index=-1"):
-        export.check_layer(model, -1, 64)
+        models.check_layer(model, -1, 64)
     with pytest.raises(ModelError, match="max_seq_len=65: llama takes 2 to 64"):
-        export.check_layer(model, 0, 65)
+        models.check_layer(model, 0, 65)
     with pytest.raises(ModelError, match=r"not a hook\. Hooks: resid_post"):
         _rows("llama", TEXTS, 0, "resid_mid")
 
 
 def test_missing_and_broken_models(tmp_path: Path):
     with pytest.raises(ModelError, match="no such folder"):
-        export.load_model(str(tmp_path / "nowhere"))
+        models.load_model(str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="can't be loaded") as caught:
-        export.load_model(str(tmp_path))
+        models.load_model(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -188,11 +188,11 @@ def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ModelError, match=r"some/model: can't be loaded .We couldn't connect.: check the id"):
-        export.load_model("some/model")
+        models.load_model("some/model")
 
 
 def test_embedded_model_reads_its_own_language():
-    model = export.load_model("embedded")
+    model = models.load_model("embedded")
     text = "Return the number of elements in the array along a given axis."
     vocabulary = model.vocabulary()
     (tokens,) = export.tokenise(model, [text], 128)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from amortjax.activations import export, splice
+from amortjax.activations import export, models, splice
 from amortjax.activations.corpus import open_corpus
 from amortjax.errors import CorpusError, ModelError
 from tests.activations import tiny
@@ -191,18 +191,18 @@ def test_a_model_that_looks_ahead_or_has_no_head_is_refused(tmp_path: Path):
         tiny.tokenizer().save_pretrained(folder)
         text = "not in its weights" if name == "body" else "see later ones"
         with pytest.raises(ModelError, match=text) as caught:
-            splice.with_head(export.load_model(str(folder)))
+            splice.with_head(models.load_model(str(folder)))
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
 def test_an_encoder_of_the_test_data_is_refused(test_data: Path):
-    model = export.load_model(str(test_data / "models" / "all-minilm-l6-v2-fp16-hf"))
+    model = models.load_model(str(test_data / "models" / "all-minilm-l6-v2-fp16-hf"))
     with pytest.raises(ModelError, match="BertModel predicts no next token"):
         splice.with_head(model)
 
 
 def test_embedded_model_has_its_head():
-    model = export.load_model("embedded")
+    model = models.load_model("embedded")
     own = splice.with_head(model)
     assert own.model.fingerprint == model.fingerprint
     tokens = export.tokenise(

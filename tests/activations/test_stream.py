@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amortjax.activations import export, stream
+from amortjax.activations import export, models, stream
 from amortjax.activations.corpus import Corpus, open_corpus
 from amortjax.activations.splits import Splitter, parse_fractions
 from amortjax.errors import CorpusError
@@ -76,13 +76,13 @@ def test_fractions_by_model_and_corpus():
     pydoc = Corpus("pydoc", "f", 1, True, lambda: iter(()))
     other = Corpus("other", "f", 1, False, lambda: iter(()))
     assert stream.fractions_for("embedded", pydoc)["lm_train"] > 0.5
-    assert stream.fractions_for(str(export.EMBEDDED_FOLDER), pydoc)["lm_train"] > 0.5
+    assert stream.fractions_for(str(models.EMBEDDED_FOLDER), pydoc)["lm_train"] > 0.5
     assert stream.fractions_for("embedded", other)["lm_train"] == 0
     assert stream.fractions_for("EleutherAI/pythia-160m", pydoc)["lm_train"] == 0
 
 
 def test_other_package_versions_are_said():
-    record = json.loads((export.EMBEDDED_FOLDER / "trained_on.json").read_text())
+    record = json.loads((models.EMBEDDED_FOLDER / "trained_on.json").read_text())
     same = Corpus("pydoc", record["corpus_fingerprint"], 1, True, lambda: iter(()))
     changed = Corpus("pydoc", "other", 1, True, lambda: iter(()))
     assert stream.lm_train_warning("embedded", same) is None

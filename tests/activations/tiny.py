@@ -68,7 +68,7 @@ def module(architecture: str):
 @functools.cache
 def model(architecture: str):
     """The same, as amortjax reads it."""
-    from amortjax.activations.export import wrap_model
+    from amortjax.activations.models import wrap_model
 
     return wrap_model(architecture, module(architecture), tokenizer())
 

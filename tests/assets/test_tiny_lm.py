@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amortjax.activations import pydoc
-from amortjax.activations.export import EMBEDDED_FOLDER
+from amortjax.activations.models import EMBEDDED_FOLDER
 from amortjax.activations.splits import PYDOC_FRACTIONS, Splitter
 from amortjax.assets import train_lm
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from amortjax.activations import export, splice
+from amortjax.activations import models, splice
 from amortjax.errors import AmortjaxError
 from amortjax.launch import core_lite, core_parts, flagged
 from amortjax.metrics.definitions import METRICS
@@ -250,4 +250,4 @@ def test_stories_model_notices_zeros(test_data: Path, tmp_path: Path):
     row = core_lite.run(config)[0]
     assert 1.0 < row["ce_clean"] < 2.0 and row["ce_zero"] > 3
     assert row["ce_recovered"] == pytest.approx(1, abs=1e-5)  # the last block, whose hidden state is normed
-    assert export.load_model(folder).special_ids == {1, 2}
+    assert models.load_model(folder).special_ids == {1, 2}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amortjax.activations import export, stream
+from amortjax.activations import export, models, stream
 from amortjax.activations.corpus import Corpus, open_corpus
 from amortjax.activations.splits import Splitter, parse_fractions
 from amortjax.errors import AmortjaxError, ModelError
@@ -34,8 +34,8 @@ def small_windows():
 
 
 @pytest.fixture(scope="module")
-def model() -> export.Model:
-    return export.load_model("embedded")
+def model() -> models.Model:
+    return models.load_model("embedded")
 
 
 def _texts() -> list[str]:
@@ -62,7 +62,7 @@ def _corpus(folder: Path, texts: list[str]) -> Corpus:
     return open_corpus(str(path))
 
 
-def _streamed(model: export.Model, corpus: Corpus, **other: Any) -> Streamed:
+def _streamed(model: models.Model, corpus: Corpus, **other: Any) -> Streamed:
     given: dict[str, Any] = {
         "batch_size": B, "max_seq_len": LENGTH, "fractions": FRACTIONS, "buffer_tokens": BUFFER, "seed": 3,
     }  # fmt: skip
@@ -316,7 +316,7 @@ def test_text_that_ends_with_less_than_a_batch_starts_again(model, tmp_path):
     source.close()
 
 
-def _rows_of(model: export.Model, texts: list[str]) -> int:
+def _rows_of(model: models.Model, texts: list[str]) -> int:
     return sum(int(own.keep.sum()) for own in export.tokenise(model, texts, LENGTH))
 
 
