@@ -33,7 +33,7 @@ def log_ticks(side: Any) -> None:
         ticks = [m * decade for decade in decades for m in multiples if low <= m * decade <= high]
         if len(ticks) > 2:
             break
-    side.set_ticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    side.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     side.set_ticks([], minor=True)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amortjax.report.canvas import blank, saved
+from amortjax.report.canvas import blank, log_ticks, saved
 from amortjax.report.schema import Row
 from amortjax.report.trajectories import MEASURES, Line, Measure, Point, lines, points
 
@@ -51,6 +51,7 @@ def draw(rows: Iterable[Row], folder: str | Path, stem: str = "trajectories") ->
         axes[row, 0].set_ylabel(measure.label, fontsize=8.5)
         if _is_wide(measure, found.values()):
             axes[row, 0].set_yscale("log")  # of the whole line of panels
+            log_ticks(axes[row, 0].yaxis)
     figure.supxlabel(
         "solid, circles: encoder; dashed, squares: optimum at equal L0; hollow: too dense to match",
         fontsize=8,

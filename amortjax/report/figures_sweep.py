@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from amortjax.report.canvas import blank, saved
+from amortjax.report.canvas import blank, log_ticks, saved
 from amortjax.report.figures import COLOURS
 from amortjax.report.schema import Row, flagged, grouped
 from amortjax.report.sweep import STARTS, lines, optimum_of
@@ -76,6 +76,7 @@ def _draw_block(part: "SubFigure", panels: Sequence[Panel], block: list[Row]) ->
         values = [row[panel.key] for way in ways.values() for row in way if row.get(panel.key) is not None]
         if values and min(values) > 0 and max(values) > WIDE * min(values):
             axis.set_yscale("log")
+            log_ticks(axis.yaxis)
         if values and not any(values):  # nothing is dead: no axis around 0 with a negative half
             axis.set_ylim(0, 1)
         axis.set_title(panel.title, fontsize=8.5, loc="left")
