@@ -72,7 +72,7 @@ def test_fingerprint_is_of_the_content(tmp_path: Path):
         ("a.jsonl", b'{"text": 3}\n', {}, "holds int, not text"),
         ("a.jsonl", b'{"body": "x", "y": 1}\n', {}, "no column 'text'; the columns: body, y"),
         ("a.jsonl", b'{"text": "x"}\n', {"label_column": "kind"}, "no column 'kind'; the columns: text"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-12], {}, "unreadable or truncated"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999, mtime=0)[:-12], {}, "unreadable or truncated"),
         ("a.jsonl.gz", b"plain", {}, "unreadable or truncated"),
         ("a.parquet", b"PAR1 but no more", {}, "unreadable or truncated"),
         ("a.txt", b"\xff\xfe\x00", {}, "not UTF-8"),
