@@ -1,19 +1,11 @@
-"""Shared fixtures: a small activation store, and where the optional real data lies. What XLA compiles is shared by the
-processes of a session, and compiled quickly rather than well."""
+"""Shared fixtures: a small activation store, and where the optional real data lies. XLA compiles quickly rather than
+well."""
 
 import importlib.metadata
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
-# Before JAX is imported. xdist's workers, launchers run as commands and notebooks' kernels compile the same programs;
-# a folder of the session's own is as fresh on a developer's machine as on a new one.
-OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if OWN_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="amortjax_tests_")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
+# Before JAX is imported; xdist's workers, launchers run as commands and notebooks' kernels inherit it.
 # Nearly all of the tests' time would go into LLVM for programs that run for milliseconds.
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users do (the quickstart always does), in two to five times the time.
 QUICK = "--xla_cpu_use_fusion_emitters=false"
@@ -40,11 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
-def pytest_unconfigure() -> None:
-    if OWN_CACHE:  # never so in a worker, which finds the session's
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
