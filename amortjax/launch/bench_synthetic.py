@@ -25,8 +25,9 @@ Distribution = Literal["uniform", "zipf"]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
-    golden: Annotated[str, "File of published points."] = (
-        "tests/golden/papers/sparse_inference_2411_13117.json"
+    golden: Annotated[tuple[str, ...], "Files of published points."] = (
+        "tests/golden/papers/sparse_inference_2411_13117.json",
+        "tests/golden/papers/sparse_inference_2411_13117_zipf.json",
     )
     scenarios: Annotated[tuple[Scenario, ...], "Which to run."] = (
         "known_codes",
@@ -41,7 +42,7 @@ class Config:
 
     def checked(self) -> "Config":
         """Itself, or AmortjaxError naming the flag."""
-        for name in ("scenarios", "distributions"):
+        for name in ("golden", "scenarios", "distributions"):
             if not getattr(self, name):
                 raise AmortjaxError(f"--{name} is empty: name at least one, or leave the flag out")
         for name, least in (("most_steps", 0), ("repeats", 1)):
@@ -58,7 +59,7 @@ def chosen(config: Config) -> list["Published"]:
     """The published points that the flags ask for; AmortjaxError if there are none."""
     from amortjax.synthetic import published
 
-    every = published.read(config.golden)
+    every = [point for path in config.golden for point in published.read(path)]
     found = [
         point
         for point in every

@@ -1,7 +1,8 @@
 """Encoders of the second paper's synthetic experiments as plain pytrees: the SAE's one layer and MLPs.
 
-Weights of one seed: {"layers": ((W (n_in, n_out), b (n_out,) or None), ...), "atoms": (sources, dimensions)}; several
-seeds are stacked along a new first axis (`stacked`). "atoms" is there only where the dictionary is learned.
+Weights of one seed: {"layers": ((W (n_in, n_out), b (n_out,) or None), ...), "atoms": (sources, dimensions), "offset":
+(dimensions,)}; several seeds are stacked along a new first axis (`stacked`). "atoms" is there only where the dictionary
+is learned, "offset" only where the reconstruction has a bias.
 """
 
 import dataclasses
@@ -26,18 +27,21 @@ class Encoder:
     """x (n, dimensions) -> ReLU(... ReLU(x W + b) ...) (n, sources).
 
     hidden: width of the hidden layer; 0: there is none (the SAE). k: only the k largest codes of a sample stay; 0: all.
+    bias: of the layers; offset: of the reconstruction.
     """
 
     hidden: int = 0
     bias: bool = False
     k: int = 0
+    offset: bool = False
 
 
 def init(
     seed: int | TorchStream, encoder: Encoder, sources: int, dimensions: int, learn_dictionary: bool
 ) -> Weights:
     """The released code's first weights, as PyTorch draws them after `torch.manual_seed(seed)`: the encoder's layers,
-    a decoder whose own initialisation nobody uses, and the randn (dimensions, sources) that replaces it."""
+    a decoder of whose own initialisation nothing but the bias is used, and the randn (dimensions, sources) that replaces
+    its weight. Encoder and decoder have a bias both or neither; where the decoder's is not used, it is drawn all the same."""
     stream = seed if isinstance(seed, TorchStream) else TorchStream(seed)
     widths = (dimensions, encoder.hidden, sources) if encoder.hidden else (dimensions, sources)
     layers = []
@@ -46,8 +50,10 @@ def init(
         layers.append((np.ascontiguousarray(weight.T), bias))
     weights: Weights = {"layers": tuple(layers)}
     if learn_dictionary:
-        stream.linear(sources, dimensions, bias=False)
+        offset = stream.linear(sources, dimensions, encoder.bias)[1]
         weights["atoms"] = np.ascontiguousarray(stream.randn(dimensions, sources).T)
+        if encoder.offset:
+            weights["offset"] = np.zeros(dimensions, np.float32) if offset is None else offset
     return weights
 
 

@@ -42,11 +42,13 @@ class Data(NamedTuple):
 
 
 class Coder(NamedTuple):
-    """What a run ends with: code(x (n, D)) -> (n, M), its dictionary (M, D), and what else to tell."""
+    """What a run ends with: code(x (n, D)) -> (n, M), its dictionary (M, D), what else to tell, and the bias of its
+    reconstruction (D,)."""
 
     code: Callable[[np.ndarray], np.ndarray]
     dictionary: np.ndarray
     about: dict[str, Any]
+    offset: np.ndarray | float = 0.0
 
 
 @functools.lru_cache(maxsize=16)
@@ -117,7 +119,7 @@ def _encoders(runs: list, progress: bool) -> list[Coder]:
     one = runs[0][0]
     supervised = one.goal == "codes"
     # TopK encoders stop there: the k largest pre-activations that are positive.
-    encoder = Encoder(one.hidden, one.bias, one.k)
+    encoder = Encoder(one.hidden, one.bias, one.k, one.offset)
     fit = training.Fit(encoder, one.goal, not supervised)
     sizes = (one.sources, one.dimensions, not supervised)
     weights = stacked(init(cell.seed + run + MODEL_SEED, encoder, *sizes) for cell, run in runs)
@@ -131,7 +133,7 @@ def _encoders(runs: list, progress: bool) -> list[Coder]:
         atoms = training.dictionary_of(own, None, fit)
         atoms = data_of(cell, run).dictionary if atoms is None else np.asarray(atoms)
         code = lambda x, own=own: np.asarray(_encode(own, jnp.asarray(x), encoder=encoder))  # noqa: E731
-        found.append(Coder(code, atoms, {}))
+        found.append(_told(code, atoms, own.get("offset")))
     return found
 
 
@@ -139,26 +141,32 @@ def _sparse_coding(runs: list, progress: bool) -> list[Coder]:
     one = runs[0][0]
     x, (lam, lr) = _of_runs(runs, "x_train"), _numbers(runs)
     n = x.shape[-2]
-    sizes = (n, one.sources, one.dimensions, one.bias)
+    sizes = (n, one.sources, one.dimensions, one.offset)
     weights = stacked(free_codes.init(cell.seed + run + MODEL_SEED, *sizes) for cell, run in runs)
-    if one.k or one.bias:
-        free = free_codes.Free(one.k, one.bias)
+    if one.k or one.offset:
+        free = free_codes.Free(one.k, one.offset)
         step = lambda state, n: free_codes.advance(state, x, lam, lr, n, free=free)  # noqa: E731
     else:
         batch, fit = training.Batch(x), training.Fit(None, learn_dictionary=True)
         step = lambda state, n: training.advance(state, batch, training.Numbers(lam, lr), n, fit=fit)  # noqa: E731
     state = _advanced(runs, training.start(weights), step, progress)
-    atoms = np.asarray(training.unit_atoms(state.weights["atoms"]))
-    offsets = np.asarray(state.weights.get("offset", jnp.zeros((len(runs), one.dimensions))))
-    codes = [
-        functools.partial(_optimised, cell, own, offset)
+    # As released, test data are coded with the atoms as the last update left them, not brought back to norm 1.
+    raw = one.protocol == "literal"
+    atoms = np.asarray(state.weights["atoms"] if raw else training.unit_atoms(state.weights["atoms"]))
+    offsets = np.asarray(state.weights["offset"]) if one.offset else [None] * len(runs)
+    return [
+        _told(functools.partial(_optimised, cell, own, 0.0 if offset is None else offset), own, offset)
         for (cell, _), own, offset in zip(runs, atoms, offsets, strict=True)
     ]
-    about = [{"offset": float(np.linalg.norm(offset))} if one.bias else {} for offset in offsets]
-    return [Coder(*parts) for parts in zip(codes, atoms, about, strict=True)]
 
 
-def _optimised(cell: Cell, atoms: np.ndarray, offset: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _told(code: Callable[[np.ndarray], np.ndarray], atoms: np.ndarray, offset: Any) -> Coder:
+    if offset is None:
+        return Coder(code, atoms, {})
+    return Coder(code, atoms, {"offset": float(np.linalg.norm(offset))}, np.asarray(offset))
+
+
+def _optimised(cell: Cell, atoms: np.ndarray, offset: Any, x: np.ndarray) -> np.ndarray:
     """Test codes of sparse coding: Adam on log codes as released, or certified."""
     if cell.protocol == "controlled" and cell.lam > 0 and not cell.k:
         z = certified_codes(atoms, x - offset, cell.lam_half)[0]
@@ -221,10 +229,10 @@ def score(cell: Cell, data: Data, coder: Coder) -> dict[str, Any]:
     }
     if cell.goal != "codes" and cell.method != "true_dictionary":
         row |= _of_atoms(data.dictionary, coder.dictionary)
-    mse = float(((z @ coder.dictionary - data.x_test) ** 2).mean())
+    mse = float(((z @ coder.dictionary + coder.offset - data.x_test) ** 2).mean())
     row |= {"mse": mse, "loss": mse + cell.lam * float(np.abs(z).mean())}
     row |= {f"l0@{above:g}": float((np.abs(z) > above).mean()) for above in L0_ABOVE}
-    if cell.protocol == "controlled" and cell.lam > 0 and cell.goal != "codes" and not cell.bias:
+    if cell.protocol == "controlled" and cell.lam > 0 and cell.goal != "codes" and not cell.offset:
         row |= _against_exact(cell, data, coder, z)
     if data.split is not None:
         identity = cell.goal == "codes"

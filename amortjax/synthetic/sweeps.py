@@ -27,8 +27,8 @@ SEED, SIZE_SEED = 20240926, 20240927
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One method at one setting. `redraw`: data of each run from seed + run, not of all from seed. `goal`: "codes" is
-    supervised by the true codes. `k`: TopK in training, `k_after`: only when coding. `pairs`: held out of training.
+    """One method at one setting. `bias`: of the encoder's layers; `offset`: of the reconstruction. `redraw`: data of each
+    run from seed + run, not of all from seed. `goal`: "codes" is supervised by the true codes. `k`: TopK in training, `k_after`: only when coding. `pairs`: held out of training.
     `code_steps`, `code_lr`: of sparse coding's test codes under `literal`. `samples`: half of them are for testing, but
     where `test_samples` are drawn beside them."""
 
@@ -38,6 +38,7 @@ class Cell:
     active: int = 3
     hidden: int = 0
     bias: bool = False
+    offset: bool = False
     k: int = 0
     k_after: int = 0
     lam: float = 0.01
@@ -165,9 +166,10 @@ def _size_of(asked: Asked) -> dict[str, Any]:
 
 
 def _l1(asked: Asked) -> list[Cell]:
+    """The released script is older than the others: its encoders have biases."""
     size = _size_of(asked) | {"redraw": True}
     return [
-        cell
+        dataclasses.replace(cell, bias=cell.method in ("sae", "mlp"))
         for lam in asked.lams or L1
         for cell in (*_three(**size, lam=lam, lr=3e-3, steps=100_000), *_ceilings(asked, **size, lam=lam))
     ]
@@ -185,7 +187,7 @@ def _width(asked: Asked) -> list[Cell]:
     given = asked.sources or asked.dimensions or asked.active
     sizes = (tuple(_size_of(asked).values()),) if given else WIDTH_SIZES
     return [
-        Cell("mlp", n, m, k, hidden=hidden, lr=3e-4, steps=100_000, redraw=True)
+        Cell("mlp", n, m, k, hidden=hidden, lr=3e-4, steps=100_000)
         for n, m, k in sizes
         for hidden in asked.widths or WIDTHS
     ]
@@ -197,9 +199,9 @@ def _bias(asked: Asked) -> list[Cell]:
         cell
         for bias in (True, False)
         for cell in (
-            Cell("sae", **size, bias=bias),
-            Cell("sparse_coding", **size, bias=bias),
-            Cell("mlp", **size, bias=bias, hidden=(asked.widths or (64,))[0], lr=1e-4),
+            Cell("sae", **size, bias=bias, offset=bias),
+            Cell("sparse_coding", **size, bias=bias, offset=bias),
+            Cell("mlp", **size, bias=bias, offset=bias, hidden=(asked.widths or (64,))[0], lr=1e-4),
         )
     ]
 

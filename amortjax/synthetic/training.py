@@ -104,7 +104,7 @@ def loss_of(weights: Weights, batch: Batch, lam: Any, fit: Fit) -> jax.Array:
     if fit.goal == "codes":
         return cosine_loss(z, batch.codes)
     dictionary = weights["atoms"] if fit.learn_dictionary else batch.dictionary
-    return reconstruction_loss(z, dictionary, batch.x, lam)
+    return reconstruction_loss(z, dictionary, batch.x - weights.get("offset", 0.0), lam)
 
 
 def _step(state: State, batch: Batch, numbers: Numbers, fit: Fit) -> State:

@@ -29,18 +29,20 @@ def torch_layers(widths: tuple[int, ...], bias: bool) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers)
 
 
+@pytest.mark.parametrize(("biased", "offset"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("hidden", [0, 32])
-def test_first_weights_are_those_of_the_modules(hidden):
+def test_first_weights_are_those_of_the_modules(hidden, biased, offset):
     torch.manual_seed(20240625 + 42)
-    net = torch_layers((8, hidden, 16) if hidden else (8, 16), False)
-    torch.nn.Linear(16, 8, bias=False)
+    net = torch_layers((8, hidden, 16) if hidden else (8, 16), biased)
+    decoder = torch.nn.Linear(16, 8, bias=biased)
     atoms = torch.randn(8, 16)
-    ours = encoders.init(20240625 + 42, Encoder(hidden), 16, 8, True)
+    ours = encoders.init(20240625 + 42, Encoder(hidden, biased, offset=offset), 16, 8, True)
     linear = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
     for (weight, bias), layer in zip(ours["layers"], linear, strict=True):
-        assert bias is None
         assert np.array_equal(weight.T, layer.weight.detach().numpy())
+        assert np.array_equal(bias, layer.bias.detach().numpy()) if biased else bias is None
     assert np.allclose(ours["atoms"].T, atoms.numpy(), atol=3e-6)
+    assert np.array_equal(ours["offset"], decoder.bias.detach().numpy()) if offset else "offset" not in ours
 
 
 def test_known_codes_models_are_made_before_their_runs_seed_is_set():
@@ -57,18 +59,21 @@ def test_known_codes_models_are_made_before_their_runs_seed_is_set():
         assert np.array_equal(np.asarray(bias[run]), layer.bias.detach().numpy())
 
 
-def torch_loss(net, x, codes, atoms, goal):
+def torch_loss(net, x, codes, atoms, offset, goal):
     z = net(x)
     if goal == "codes":
         return -torch.nn.functional.cosine_similarity(codes, z, dim=0).mean()
-    return torch.mean((z @ atoms - x) ** 2) + 0.05 * torch.mean(torch.abs(z))
+    return torch.mean((z @ atoms + offset - x) ** 2) + 0.05 * torch.mean(torch.abs(z))
 
 
-@pytest.mark.parametrize(("goal", "hidden"), [("codes", 7), ("reconstruction", 0), ("unknown", 7)])
+@pytest.mark.parametrize(
+    ("goal", "hidden"), [("codes", 7), ("reconstruction", 0), ("unknown", 7), ("offset", 7), ("offset", 0)]
+)
 def test_steps_are_pytorchs(data, hidden, goal):
     """Loss, gradient and Adam: the same weights after some steps as autograd's."""
-    learn, bias = goal == "unknown", goal == "codes"
-    fit = Fit(Encoder(hidden, bias), "codes" if goal == "codes" else "reconstruction", learn)
+    learn, bias = goal in ("unknown", "offset"), goal in ("codes", "offset")
+    encoder = Encoder(hidden, bias, offset=goal == "offset")
+    fit = Fit(encoder, "codes" if goal == "codes" else "reconstruction", learn)
     weights = encoders.init(3, fit.encoder, 6, 4, learn)
     torch.manual_seed(3)
     net = torch_layers((4, hidden, 6) if hidden else (4, 6), bias)
@@ -78,11 +83,15 @@ def test_steps_are_pytorchs(data, hidden, goal):
     if learn:
         atoms = torch.nn.Parameter(torch.tensor(weights["atoms"]))
         trained.append(atoms)
+    offset = torch.zeros(4)
+    if goal == "offset":
+        offset = torch.nn.Parameter(torch.tensor(weights["offset"]))
+        trained.append(offset)
     optimizer = torch.optim.Adam(trained, lr=0.01)
     for _ in range(STEPS):
         if learn:  # the decoder is overwritten by the unit one: no gradient passes the normalisation
             atoms.data = torch.nn.functional.normalize(atoms.data, dim=1)
-        loss = torch_loss(net, x, codes, atoms, fit.goal)
+        loss = torch_loss(net, x, codes, atoms, offset, fit.goal)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -99,6 +108,9 @@ def test_steps_are_pytorchs(data, hidden, goal):
         assert b is None or np.allclose(np.asarray(b[0]), layer.bias.detach().numpy(), atol=2e-6)
     if learn:
         assert np.allclose(np.asarray(state.weights["atoms"][0]), atoms.detach().numpy(), atol=2e-6)
+    if goal == "offset":
+        assert not np.allclose(np.asarray(state.weights["offset"][0]), weights["offset"], atol=1e-3)
+        assert np.allclose(np.asarray(state.weights["offset"][0]), offset.detach().numpy(), atol=2e-6)
 
 
 def test_seeds_together_are_seeds_alone(data):
