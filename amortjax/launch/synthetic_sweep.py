@@ -62,7 +62,7 @@ class Config:
         int | None, "Steps of sparse coding's test codes under literal. Default: 10 000."
     ] = None
     runs: Annotated[
-        int | None, "Seeds of each cell. Default: 3, 5 for size, ood and controlled ceilings, 1 for large."
+        int | None, "Seeds of each cell. Default: 3, 5 for ood and controlled ceilings, 1 for large."
     ] = None
     samples: Annotated[
         int | None, "Half for training, half for testing; all for training in large. Default: 2048."

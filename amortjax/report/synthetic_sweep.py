@@ -1,8 +1,8 @@
 """Sweeps over synthetic data as tables and words (rows of `launch.synthetic_sweep`): ours beside the published value.
 
 A row is a cell: its setting (sweep, method, sources, dimensions, active, hidden, bias, k, k_after, lam, goal, steps,
-runs) and the mean over runs of each number, NAME_std over runs, NAME_chance, NAME_corrected, NAME_published and
-NAME_difference.
+runs) and the mean over runs of each number, NAME_std over runs, NAME_chance, NAME_corrected, NAME_published, NAME_published_std,
+NAME_difference and NAME_met: is it within NEAR, or two published deviations.
 """
 
 import statistics
@@ -32,6 +32,7 @@ NUMBERS = (
 )  # fmt: skip
 WITH_CHANCE = ("mcc", "dict_mcc", "dict_mcc_cosine")
 PUBLISHED = {"mcc": "mcc", "dict_mcc": "dict_mcc", "mse": "mse", "l0": "l0@0.001"}
+NEAR = 0.03  # of MCCs and shares of active codes
 _OOD = ("in_distribution_", "new_pairs_")
 SETTING = {
     "sources": "N", "dimensions": "M", "active": "K", "lam": "λ", "k": "TopK", "k_after": "TopK after",
@@ -44,7 +45,8 @@ EXPLAINED = (
     "Chance: of latents what ReLU encoders with random weights score on the same x; of dictionaries what random "
     "Gaussian ones of that shape do. Corrected: (MCC - chance) / (1 - chance): 0 is as good as untrained. "
     "In brackets the standard deviation over runs, published beside ours where a value is published at that setting "
-    "(whatever number of steps was asked for here).\n\n"
+    "(whatever number of steps was asked for here). A star: the difference is above .03 and above two published "
+    "standard deviations.\n\n"
     "λ is the released form, mean (x - zD)² + λ mean |z|; half form λ M / (2 N). L0: share of codes above 1e-3. The "
     "boundary K ln(N / K) = M is a guide only, and says nothing where K is above N / 2.\n\n"
     "Exact codes: certified optimal codes on the dictionary that was learned; their distance is what inference costs, "
@@ -84,11 +86,16 @@ def summarised(sweep: str, runs: Sequence[Mapping[str, Any]]) -> Row:
             row[f"{key}_chance"] = statistics.fmean(levels)
             row[f"{key}_corrected"] = recovery.corrected(row[key], row[f"{key}_chance"])
     known = published(row)
-    row |= {"mcc_published_std": known.get("mcc_std")}
     for name, key in PUBLISHED.items():
         if name in known and row.get(key) is not None:
-            row |= {f"{key}_published": known[name], f"{key}_difference": row[key] - known[name]}
+            row |= _beside(key, row[key], known[name], known.get(f"{name}_std"))
     return row
+
+
+def _beside(key: str, ours: float, value: float, spread: float | None) -> Row:
+    near = max(NEAR, 2 * (spread or 0.0))
+    row = {f"{key}_published": value, f"{key}_published_std": spread, f"{key}_difference": ours - value}
+    return row if key == "mse" else row | {f"{key}_met": abs(ours - value) <= near}
 
 
 def report(sweep: str, rows: Sequence[Row], about: Mapping[str, str], pictures: Sequence[Path]) -> Report:
@@ -113,13 +120,13 @@ def sheet(title: str, rows: Sequence[Row]) -> Sheet:
     columns = [
         ("MCC", lambda r: _spread(r, "mcc")),
         ("published", lambda r: _published(r, "mcc")),
-        ("difference", lambda r: _signed(r.get("mcc_difference"))),
+        ("difference", lambda r: _difference(r, "mcc")),
         ("chance", lambda r: short(r.get("mcc_chance"))),
         ("corrected", lambda r: short(r.get("mcc_corrected"))),
         ("exact codes", lambda r: _spread(r, "mcc_exact")),
         ("dictionary MCC", lambda r: _spread(r, "dict_mcc")),
         ("published", lambda r: _published(r, "dict_mcc")),
-        ("difference", lambda r: _signed(r.get("dict_mcc_difference"))),
+        ("difference", lambda r: _difference(r, "dict_mcc")),
         ("chance", lambda r: short(r.get("dict_mcc_chance"))),
         ("corrected", lambda r: short(r.get("dict_mcc_corrected"))),
         ("cosine", lambda r: short(r.get("dict_mcc_cosine"))),
@@ -127,6 +134,7 @@ def sheet(title: str, rows: Sequence[Row]) -> Sheet:
         ("published", lambda r: _published(r, "mse")),
         ("L0", lambda r: short(r.get("l0@0.001"))),
         ("published", lambda r: _published(r, "l0@0.001")),
+        ("difference", lambda r: _difference(r, "l0@0.001")),
         ("worst latent", lambda r: short(r.get("mcc_least"))),
     ]
     body = [
@@ -160,8 +168,10 @@ def _published(row: Mapping[str, Any], key: str) -> str:
     return f"{value:.3g}" + ("" if spread is None else f" ({spread:.2g})")
 
 
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.3f}"
+def _difference(row: Mapping[str, Any], key: str) -> str:
+    """A star marks what is beyond NEAR and two published deviations."""
+    value = row.get(f"{key}_difference")
+    return MISSING if value is None else f"{value:+.3f}" + ("" if row[f"{key}_met"] else " *")
 
 
 def _compositions(rows: Sequence[Row]) -> Sheet:
@@ -190,17 +200,14 @@ def _compositions(rows: Sequence[Row]) -> Sheet:
 def sentences(sweep: str, rows: Sequence[Row]) -> list[str]:
     """How near the published values are, and what each method adds to the SAE."""
     said = []
-    compared = [row for row in rows if row.get("mcc_difference") is not None]
-    if compared:
-        near = [
-            r
-            for r in compared
-            if abs(r["mcc_difference"]) <= max(0.03, 2 * (r.get("mcc_published_std") or 0))
-        ]
-        said.append(
-            f"{len(near)} of {len(compared)} latent MCCs are within .03 (or two published standard deviations) of the "
-            f"published value; the largest difference is {max(abs(r['mcc_difference']) for r in compared):.3f}."
-        )
+    for key, name in (("mcc", "latent MCCs"), ("dict_mcc", "dictionary MCCs"), ("l0@0.001", "shares of active codes")):
+        compared = [row for row in rows if row.get(f"{key}_met") is not None]
+        if compared:
+            most = max(abs(row[f"{key}_difference"]) for row in compared)
+            said.append(
+                f"{sum(row[f'{key}_met'] for row in compared)} of {len(compared)} {name} are within .03 (or two published "
+                f"standard deviations) of the published value; the largest difference is {most:.3f}."
+            )
     chanced = [row for row in rows if row.get("mcc_corrected") is not None and row["mcc_corrected"] <= 0.05]
     if chanced:
         said.append(

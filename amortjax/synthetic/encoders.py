@@ -85,7 +85,7 @@ def _encode(weights: Weights, x: jax.Array, encoder: Encoder) -> jax.Array:
     return z
 
 
-def unit_atoms(atoms: jax.Array) -> jax.Array:
-    """Rows divided by their norms, (sources, dimensions)."""
-    norms = jnp.sqrt(jnp.sum(jnp.square(atoms), axis=-1, keepdims=True))
+def unit_atoms(atoms: jax.Array, axis: int = -1) -> jax.Array:
+    """Rows divided by their norms, (sources, dimensions); axis -2: columns, as an older release has it."""
+    norms = jnp.sqrt(jnp.sum(jnp.square(atoms), axis=axis, keepdims=True))
     return atoms / jnp.maximum(norms, _TORCH_EPS)

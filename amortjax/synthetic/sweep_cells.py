@@ -120,7 +120,7 @@ def _encoders(runs: list, progress: bool) -> list[Coder]:
     supervised = one.goal == "codes"
     # TopK encoders stop there: the k largest pre-activations that are positive.
     encoder = Encoder(one.hidden, one.bias, one.k, one.offset)
-    fit = training.Fit(encoder, one.goal, not supervised)
+    fit = training.Fit(encoder, one.goal, not supervised, columns=one.columns)
     sizes = (one.sources, one.dimensions, not supervised)
     weights = stacked(init(cell.seed + run + MODEL_SEED, encoder, *sizes) for cell, run in runs)
     truth = [_of_runs(runs, "codes_train"), _of_runs(runs, "dictionary")] if supervised else [None, None]
@@ -147,7 +147,7 @@ def _sparse_coding(runs: list, progress: bool) -> list[Coder]:
         free = free_codes.Free(one.k, one.offset)
         step = lambda state, n: free_codes.advance(state, x, lam, lr, n, free=free)  # noqa: E731
     else:
-        batch, fit = training.Batch(x), training.Fit(None, learn_dictionary=True)
+        batch, fit = training.Batch(x), training.Fit(None, learn_dictionary=True, columns=one.columns)
         step = lambda state, n: training.advance(state, batch, training.Numbers(lam, lr), n, fit=fit)  # noqa: E731
     state = _advanced(runs, training.start(weights), step, progress)
     # As released, test data are coded with the atoms as the last update left them, not brought back to norm 1.

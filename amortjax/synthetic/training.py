@@ -29,13 +29,14 @@ class Fit:
 
     encoder: None for free codes z = exp(u), u (n, sources) in weights["log_codes"]. goal: "codes" is the supervised
     cosine loss on known codes, "reconstruction" is mse + lam * mean |z|. batch: samples of a step, drawn anew with
-    replacement; 0: all samples, every step.
+    replacement; 0: all samples, every step. columns: of a learned dictionary are brought to norm 1, not its atoms.
     """
 
     encoder: Encoder | None = _SAE
     goal: Literal["codes", "reconstruction"] = "reconstruction"
     learn_dictionary: bool = False
     batch: int = 0
+    columns: bool = False
 
 
 class Batch(NamedTuple):
@@ -77,12 +78,16 @@ def codes_of(weights: Weights, x: jax.Array, fit: Fit) -> jax.Array:
 
 def dictionary_of(weights: Weights, dictionary: jax.Array | None, fit: Fit) -> jax.Array | None:
     """(sources, dimensions) of one seed: the given one, or the learned atoms brought to norm 1."""
-    return unit_atoms(weights["atoms"]) if fit.learn_dictionary else dictionary
+    return _unit(weights, fit) if fit.learn_dictionary else dictionary
+
+
+def _unit(weights: Weights, fit: Fit) -> jax.Array:
+    return unit_atoms(weights["atoms"], -2 if fit.columns else -1)
 
 
 def _normalised(weights: Weights, fit: Fit) -> Weights:
     """The released forward pass overwrites its decoder by the unit one, so no gradient passes the normalisation."""
-    return weights | {"atoms": unit_atoms(weights["atoms"])} if fit.learn_dictionary else weights
+    return weights | {"atoms": _unit(weights, fit)} if fit.learn_dictionary else weights
 
 
 def reconstruction_loss(z: jax.Array, dictionary: Any, x: jax.Array, lam: Any) -> jax.Array:

@@ -126,11 +126,16 @@ def test_published_values_are_those_of_the_setting():
         and topk["sparse_coding", 0, 0] == 0.836
     )
     bias = {(c.method, c.bias): v for c, v in by_name["bias"].items()}
-    assert bias["sae", True] == {"mcc": 0.563, "dict_mcc": 0.709} and bias["mlp", False] == {"mcc": 0.608}
-    assert bias["sparse_coding", False] == {"mcc": 0.669, "dict_mcc": 0.821}
-    assert sum(bool(v) for v in by_name["size"].values()) == 36  # K = 3 only
-    assert not any(by_name["width"].values()) and not any(by_name["large"].values())
-    assert [v for v in by_name["ceilings"].values() if v] == [{"mcc": 0.932, "dict_mcc": 0.986}]
+    assert bias["sae", True] == {"mcc": 0.563, "mcc_std": 0.029, "dict_mcc": 0.709, "dict_mcc_std": 0.010}
+    assert bias["sparse_coding", False]["mcc"] == 0.669 and bias["mlp", False]["dict_mcc"] == 0.742
+    size = {(c.method, c.sources, c.dimensions, c.active): v for c, v in by_name["size"].items()}
+    assert size["mlp", 64, 32, 9] == {"mcc": 0.429, "mcc_std": 0.009, "dict_mcc": 0.621, "dict_mcc_std": 0.006}
+    assert size["sparse_coding", 16, 32, 15]["dict_mcc"] == 0.824 and size["sae", 128, 8, 3]["mcc"] == 0.213
+    width = {(c.sources, c.hidden): v["mcc"] for c, v in by_name["width"].items()}
+    assert width[32, 256] == 0.558 and len(width) == 18 and not any(by_name["large"].values())
+    assert all(by_name["size"].values()) and len(by_name["ceilings"]) == 45
+    sklearn = {(c.sources, c.dimensions, c.active): v for c, v in by_name["ceilings"].items()}
+    assert sklearn[16, 8, 3] == {"mcc": 0.932, "dict_mcc": 0.986} and sklearn[256, 32, 9]["dict_mcc"] == 0.666
 
 
 @pytest.mark.parametrize("sweep", sweeps.SWEEPS)

@@ -38,10 +38,17 @@ def test_published_settings():
         and {c.seed for c in size} == {20240927}
         and {c.code_steps for c in size} == {10_000}
     )
-    assert {(c.active, c.steps) for c in size} == {(3, 50_000), (9, 50_000), (15, 25_000)}
+    assert {(c.active, c.steps, c.columns) for c in size} == {
+        (3, 50_000, False),
+        (9, 50_000, False),
+        (15, 25_000, True),
+    }
+    assert {(c.runs, c.code_lr, c.bias == (c.method != "sparse_coding")) for c in size} == {(3, 1e-3, True)}
+    assert not any(c.columns or c.offset for c in sweeps.plan("size", asked(protocol="controlled")))
     l1 = sweeps.plan("l1", asked())
     assert len(l1) == 27 and all((c.lr, c.steps, c.runs, c.redraw) == (3e-3, 100_000, 3, True) for c in l1)
-    assert {c.lr for c in sweeps.plan("width", asked())} == {3e-4}
+    assert all(c.bias == (c.method != "sparse_coding") and not c.offset for c in l1)
+    assert {(c.lr, c.redraw, c.bias) for c in sweeps.plan("width", asked())} == {(3e-4, False, False)}
     bias = sweeps.plan("bias", asked())
     assert {(c.method, c.lr) for c in bias} == {
         ("sae", 1e-3),
