@@ -14,9 +14,8 @@ POSITIVE = ("ista_steps", "tol", "calibration_tokens", "eval_tokens", "chunk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text, Choices):
+class Config(flagged.Out, Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     acts: Annotated[str | None, "Activation store; without it activations are collected."] = None
     label_column: Annotated[str | None, "Column with a document's label, for probes."] = None
     kept: Annotated[
@@ -55,10 +54,6 @@ class Config(Text, Choices):
             if name in names and (name != "probe_tokens" or value > 0)
         }
         return section5.Config(**given).checked()
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out.removesuffix(".json"))
 
     @property
     def parts(self) -> Path:

@@ -41,8 +41,7 @@ SETTING = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+class Config(flagged.Out):
     problems: Annotated[
         tuple[Problem, ...],
         "What to solve: `synthetic` (its optimum has L0 28), the same dictionary with 100 and 300 atoms a token, "
@@ -258,7 +257,7 @@ class Bench:
 def run(config: Config) -> list[dict[str, Any]]:
     """Measures, writes and prints; returns the rows."""
     config = config.checked()
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
     from amortjax.files import write_atomically
     from amortjax.launch.bench_parts import entries, table

@@ -9,7 +9,6 @@ missed. --torch times the same training loops in PyTorch in the same run, call b
 import dataclasses
 import statistics
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
@@ -23,8 +22,7 @@ Distribution = Literal["uniform", "zipf"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+class Config(flagged.Out):
     golden: Annotated[tuple[str, ...], "Files of published points."] = (
         "tests/golden/papers/sparse_inference_2411_13117.json",
         "tests/golden/papers/sparse_inference_2411_13117_zipf.json",
@@ -49,10 +47,6 @@ class Config:
             if getattr(self, name) < least:
                 raise AmortjaxError(f"--{name}={getattr(self, name)}: must be at least {least}")
         return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out.removesuffix(".json"))
 
 
 def chosen(config: Config) -> list["Published"]:

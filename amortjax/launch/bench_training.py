@@ -49,8 +49,7 @@ LONG, WARMUP, NEVER_DEAD = 100_000, 1000, 10_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+class Config(flagged.Out):
     part: Annotated[Part, "What to measure; both may go to the same --out, one after the other."] = (
         "throughput"
     )
@@ -237,7 +236,7 @@ def measure(config: Config, bench: "Bench", left: "list[Case]", store: Any, fold
 def run(config: Config, store: Any = None) -> list[dict[str, Any]]:
     """Measures, writes and prints; returns the rows of the part. `store` may be given instead of read."""
     config = config.checked()
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
     import shutil
 

@@ -8,7 +8,6 @@ claims.csv, claims.json, claims.md and claims.html to --out.
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 from amortjax.errors import AmortjaxError
@@ -16,9 +15,8 @@ from amortjax.launch import flagged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(flagged.Out):
     results: Annotated[tuple[str, ...], "Folders of results, searched downward, or results.json files."]
-    out: Annotated[str, "Folder of the ledger (a .json path stands for the folder without that ending)."]
 
     def checked(self) -> "Config":
         """Itself, or AmortjaxError naming the flag."""
@@ -38,7 +36,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     found = claims_rows.read(config.results)
     for notice in found.notices:
         print(notice, file=sys.stderr)
-    entries, out = claims.ledger(found.rows), Path(config.out.removesuffix(".json"))
+    entries, out = claims.ledger(found.rows), config.folder
     claims.write(entries, found, out)
     about = {"result files": "; ".join(f"{path.parent.name}/{path.name}" for path in found.files) or "none"}
     html.write_html(

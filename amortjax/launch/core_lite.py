@@ -30,9 +30,8 @@ ABLATIONS = {"zero_ablation": "zero", "zero_kept": "kept", "mean_ablation": "mea
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text, Choices):
+class Config(flagged.Out, Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     encode_modes: Annotated[tuple[Mode, ...], "Inference modes, each brought to the encoder's L0."] = (
         "amortized", "encoder_refit", "optimal", "optimal_refit", "omp",
     )  # fmt: skip
@@ -148,7 +147,7 @@ def _plan(config: Config) -> Any:
 def run(config: Config) -> list[dict]:
     """Evaluates, writes and prints; returns the rows."""
     config = config.checked()
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     settled = {field.name: getattr(config, field.name) for field in dataclasses.fields(Choices)}
     saes = section5.load_all(section5.Config(ckpts=config.ckpts, out=config.out, **settled))
     # Heavy imports after the flags' and checkpoints' checks, so that mistakes are quick.

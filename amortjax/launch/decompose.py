@@ -20,10 +20,9 @@ from amortjax.launch.choices import Choices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Choices):
+class Config(flagged.Out, Choices):
     ckpt: Annotated[str, "SAE checkpoint: a file, a folder or a hub id (org/repo:path)."]
     acts: Annotated[str, "Activation store, as written by amortjax.launch.collect, with a sae_train split."]
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     lam: Annotated[
         float | None, "Lambda (half form) of all rungs; empty: where the optimum has the encoder's L0."
     ] = None
@@ -74,7 +73,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     from amortjax.metrics import ladder
     from amortjax.saes.formats import load_sae
 
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     climb, star, l0 = _climb(config, load_sae(config.ckpt, **config.given()), open_store(config.acts), out)
     print(
         f"{climb.subject.sae.info.name}: lambda {climb.lam:.4g}, L0 of the encoder {l0:.4g}", file=sys.stderr

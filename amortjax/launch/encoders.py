@@ -11,7 +11,6 @@ given again.
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
@@ -27,8 +26,7 @@ IF_GIVEN = ("hidden", "mlp_lr", "lca_lam", "lca_lr", "lca_steps", "lca_batch_siz
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text):
-    out: Annotated[str, "Folder of the SAEs and the results."]
+class Config(flagged.Out, Text):
     acts: Annotated[
         str | None, "Activation store; collected into if --model_name is given and it is not there."
     ] = None
@@ -132,10 +130,6 @@ class Config(Text):
                 )
             found[name] = path
         return found
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out.removesuffix(".json"))
 
     @property
     def width(self) -> int:

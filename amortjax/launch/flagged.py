@@ -16,7 +16,8 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from absl import flags
 
@@ -26,6 +27,22 @@ from amortjax.launch import huge_pages
 
 class FlagError(AmortjaxError):
     """A flag that does not exist or has a value it can't take."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Out:
+    """The flag of a launcher that writes a folder."""
+
+    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.out)
+
+
+def folder_of(out: str) -> Path:
+    """What --out means."""
+    return Path(out.removesuffix(".json"))
 
 
 def _hints(config_class: type) -> dict[str, tuple[Any, str]]:

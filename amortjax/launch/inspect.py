@@ -12,7 +12,6 @@ import dataclasses
 import json
 import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
@@ -84,7 +83,7 @@ def run(config: Config) -> Preflight:
     page = report.page(known, findings, notes, text)
     print(page)
     if config.out is not None:
-        out = Path(config.out.removesuffix(".json"))
+        out = flagged.folder_of(config.out)
         pictures = report.draw(known, out / "preflight.png")
         from amortjax.files import write_atomically
 

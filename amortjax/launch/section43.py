@@ -74,7 +74,7 @@ class Config(section5.Config):
 def run(config: Config) -> list[dict[str, Any]]:
     """Evaluates, writes and prints; returns the rows. With --part only that part's, and nothing is gathered."""
     config = config.checked()
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
     from amortjax.launch.section43_changes import with_changes
     from amortjax.report import tables

@@ -34,9 +34,8 @@ MOST_NAMED = 6  # SAEs in a report's head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text, Choices):
+class Config(flagged.Out, Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     acts: Annotated[str | None, "Activation store; without it activations are collected or streamed."] = None
     label_column: Annotated[str | None, "Column with a document's label, for probes."] = None
     stream: Annotated[bool, "Evaluate straight from streamed text, with nothing stored."] = False
@@ -206,7 +205,7 @@ def make_plan(config: Config) -> Any:
 def run(config: Config) -> list[dict]:
     """Evaluates, writes and prints; returns the rows."""
     config = config.checked()
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
     from amortjax.metrics.plan import pose_subject
     from amortjax.price import rows_of

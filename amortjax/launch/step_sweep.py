@@ -19,9 +19,8 @@ from amortjax.launch.text import Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Text, Choices):
+class Config(flagged.Out, Text, Choices):
     ckpts: Annotated[tuple[str, ...], "SAE checkpoints: files, folders or hub ids (org/repo:path)."]
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
     acts: Annotated[str | None, "Activation store; without it activations are collected."] = None
     label_column: Annotated[str | None, "Column with a document's label, for probes."] = None
     steps: Annotated[tuple[int, ...], "Numbers of ISTA steps; 0 is the start itself."] = (
@@ -90,7 +89,7 @@ def make_plan(config: Config) -> Any:
 def run(config: Config) -> list[dict[str, Any]]:
     """Evaluates, writes and prints; returns the rows."""
     config = config.checked()
-    out = Path(config.out.removesuffix(".json"))
+    out = config.folder
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
     from amortjax.metrics.steps import StepBench, Sweep
     from amortjax.report import sweep, tables, trajectories

@@ -11,7 +11,6 @@ report.md and report.html to --out; finished parts are skipped when the command 
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
@@ -21,8 +20,7 @@ Scenario = Literal["known_codes", "known_dictionary", "unknown", "all"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+class Config(flagged.Out):
     scenario: Annotated[Scenario, "What is known; `all` runs the three."] = "all"
     distribution: Annotated[
         Literal["uniform", "zipf", "hierarchical"],
@@ -82,10 +80,6 @@ class Config:
         if self.samples < 4:
             raise AmortjaxError(f"--samples={self.samples}: half train, half test; give at least 4")
         return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out.removesuffix(".json"))
 
 
 def run(config: Config) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ a picture, report.md and report.html to --out; cells that are finished are skipp
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from amortjax.errors import AmortjaxError
@@ -35,9 +34,8 @@ _AT_LEAST_1 = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(flagged.Out):
     sweep: Annotated[Sweep, "What is swept."]
-    out: Annotated[str, "Folder of the results."]
     protocol: Annotated[
         Literal["literal", "controlled"], "Released settings, or certified codes beside them."
     ] = "literal"
@@ -99,10 +97,6 @@ class Config:
                     f"--{name}: one value for --sweep={self.sweep}, only size and ceilings take several"
                 )
         return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out.removesuffix(".json"))
 
 
 def run(config: Config) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ import io
 import json
 import sys
 import zipfile
-from pathlib import Path
 from typing import Annotated, Any
 
 from amortjax.errors import AmortjaxError
@@ -26,8 +25,7 @@ VERSION = 2  # of the parts: one that another version left is measured again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    out: Annotated[str, "Folder of the results (a .json path stands for the folder without that ending)."]
+class Config(flagged.Out):
     sources: Annotated[int, "The paper's N."] = 16
     dimensions: Annotated[int, "The paper's M, below --sources."] = 8
     active: Annotated[int, "The paper's K: active sources of a sample, from 2 on."] = 3
@@ -65,10 +63,6 @@ class Config:
             named = ",".join(map(str, wrong)) or "empty"
             raise AmortjaxError(f"--sparsities={named}: each must be from 1 to --sources={self.sources}")
         return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out.removesuffix(".json"))
 
 
 def run(config: Config) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Sweeps over synthetic data as tables and words (rows of `launch.synthetic_sweep`): ours beside the published value.
 
 A row is a cell: its setting (sweep, method, sources, dimensions, active, hidden, bias, k, k_after, lam, goal, steps,
-runs) and the mean over runs of each number, NAME_std over runs, NAME_chance, NAME_corrected, NAME_published, NAME_published_std,
-NAME_difference and NAME_met: is it within NEAR, or two published deviations.
+runs) and the mean over runs of each number, NAME_std over runs, NAME_chance, NAME_corrected, NAME_published,
+NAME_published_std, NAME_difference and NAME_met: is it within NEAR, or two published deviations.
 """
 
 import statistics
@@ -200,13 +200,18 @@ def _compositions(rows: Sequence[Row]) -> Sheet:
 def sentences(sweep: str, rows: Sequence[Row]) -> list[str]:
     """How near the published values are, and what each method adds to the SAE."""
     said = []
-    for key, name in (("mcc", "latent MCCs"), ("dict_mcc", "dictionary MCCs"), ("l0@0.001", "shares of active codes")):
+    for key, name in (
+        ("mcc", "latent MCCs"),
+        ("dict_mcc", "dictionary MCCs"),
+        ("l0@0.001", "shares of active codes"),
+    ):
         compared = [row for row in rows if row.get(f"{key}_met") is not None]
         if compared:
             most = max(abs(row[f"{key}_difference"]) for row in compared)
+            met = sum(row[f"{key}_met"] for row in compared)
             said.append(
-                f"{sum(row[f'{key}_met'] for row in compared)} of {len(compared)} {name} are within .03 (or two published "
-                f"standard deviations) of the published value; the largest difference is {most:.3f}."
+                f"{met} of {len(compared)} {name} are within .03 (or two published standard deviations) of the "
+                f"published value; the largest difference is {most:.3f}."
             )
     chanced = [row for row in rows if row.get("mcc_corrected") is not None and row["mcc_corrected"] <= 0.05]
     if chanced:

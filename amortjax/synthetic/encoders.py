@@ -19,6 +19,7 @@ from amortjax.synthetic.torch_random import TorchStream
 
 Weights = dict[str, Any]
 _WIDE, _BLOCK = 512, 32
+_FEW = 64
 _TORCH_EPS = 1e-12  # of torch.nn.functional.normalize
 
 
@@ -40,8 +41,8 @@ def init(
     seed: int | TorchStream, encoder: Encoder, sources: int, dimensions: int, learn_dictionary: bool
 ) -> Weights:
     """The released code's first weights, as PyTorch draws them after `torch.manual_seed(seed)`: the encoder's layers,
-    a decoder of whose own initialisation nothing but the bias is used, and the randn (dimensions, sources) that replaces
-    its weight. Encoder and decoder have a bias both or neither; where the decoder's is not used, it is drawn all the same."""
+    a decoder of whose own initialisation nothing but the bias is used, and the randn (dimensions, sources) that
+    replaces its weight. Encoder and decoder have a bias both or neither; one that is not used is drawn all the same."""
     stream = seed if isinstance(seed, TorchStream) else TorchStream(seed)
     widths = (dimensions, encoder.hidden, sources) if encoder.hidden else (dimensions, sources)
     layers = []
@@ -79,10 +80,24 @@ def _encode(weights: Weights, x: jax.Array, encoder: Encoder) -> jax.Array:
     for weight, bias in weights["layers"]:
         z = z @ weight
         z = jax.nn.relu(z if bias is None else z + bias)
-    if encoder.k:
-        least = jax.lax.top_k(z, encoder.k)[0][..., -1:]
-        z = jnp.where(z >= least, z, 0.0)
-    return z
+    return largest(z, encoder.k)
+
+
+def largest(z: jax.Array, k: int) -> jax.Array:
+    """z (n, M) with all but the k largest of each row at 0, of equal ones the first; k 0: all stay.
+
+    Few latents are ranked by comparing each with each: on a CPU a sort of 16 takes ten times as long.
+    """
+    m = z.shape[-1]
+    if not k or k >= m:
+        return z
+    if m > _FEW:
+        kept = jax.lax.top_k(z, k)[1]
+        return z * jnp.put_along_axis(jnp.zeros_like(z), kept, 1.0, axis=-1, inplace=False)
+    first = jnp.arange(m)[:, None] < jnp.arange(m)  # [j, i]: j comes before i
+    one, other = z[..., None, :], z[..., :, None]
+    ahead = (other > one) | ((other == one) & first)
+    return jnp.where(jnp.sum(ahead, axis=-2) < k, z, 0.0)
 
 
 def unit_atoms(atoms: jax.Array, axis: int = -1) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from amortjax.synthetic.encoders import Weights, unit_atoms
+from amortjax.synthetic.encoders import Weights, largest, unit_atoms
 from amortjax.synthetic.torch_random import TorchStream
 from amortjax.synthetic.training import ADAM, State
 
@@ -32,14 +32,6 @@ def init(seed: int, n: int, sources: int, dimensions: int, bias: bool = False) -
     atoms = np.ascontiguousarray(TorchStream(seed).randn(dimensions, sources).T)
     weights: Weights = {"log_codes": np.full((n, sources), LOG_START, np.float32), "atoms": atoms}
     return weights | ({"offset": np.zeros(dimensions, np.float32)} if bias else {})
-
-
-def largest(z: jax.Array, k: int) -> jax.Array:
-    """z (n, M) with all but the k largest of each row at 0; k 0: all stay."""
-    if not k or k >= z.shape[-1]:
-        return z
-    kept = jax.lax.top_k(z, k)[1]
-    return z * jnp.put_along_axis(jnp.zeros_like(z), kept, 1.0, axis=-1, inplace=False)
 
 
 def loss(weights: Weights, x: jax.Array, lam: Any, k: int) -> jax.Array:

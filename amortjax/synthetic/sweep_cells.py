@@ -21,7 +21,7 @@ import numpy as np
 from amortjax.metrics import recovery
 from amortjax.synthetic import ceilings, compositions, free_codes, generators, training
 from amortjax.synthetic.dictionary_learner import certified_codes, learn_many
-from amortjax.synthetic.encoders import Encoder, encode, init, stacked
+from amortjax.synthetic.encoders import Encoder, encode, init, largest, stacked
 from amortjax.synthetic.sweeps import Cell
 
 MODEL_SEED = 42  # added to a run's seed for the first weights, as released
@@ -173,7 +173,7 @@ def _optimised(cell: Cell, atoms: np.ndarray, offset: Any, x: np.ndarray) -> np.
     else:
         options = {"n_steps": cell.code_steps, "k": cell.k}
         z = free_codes.code(jnp.asarray(x - offset), jnp.asarray(atoms), cell.lam, cell.code_lr, **options)
-    return np.asarray(free_codes.largest(jnp.asarray(z), cell.k_after))
+    return np.asarray(largest(jnp.asarray(z), cell.k_after))
 
 
 def _certified_on(dictionary: np.ndarray, lam: float, about: dict[str, Any]) -> Coder:

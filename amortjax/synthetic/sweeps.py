@@ -27,10 +27,13 @@ SEED, SIZE_SEED = 20240926, 20240927
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One method at one setting. `bias`: of the encoder's layers; `offset`: of the reconstruction. `columns`: of the
-    dictionary are brought to norm 1, not atoms. `redraw`: data of each run from seed + run, not of all from seed. `goal`: "codes" is supervised by the true codes. `k`: TopK in training, `k_after`: only when coding. `pairs`: held out of training.
-    `code_steps`, `code_lr`: of sparse coding's test codes under `literal`. `samples`: half of them are for testing, but
-    where `test_samples` are drawn beside them."""
+    """One method at one setting.
+
+    `bias`: of the encoder's layers; `offset`: of the reconstruction. `columns`: of the dictionary are brought to norm
+    1, not atoms. `redraw`: data of each run from seed + run, not of all from seed. `goal`: "codes" is supervised by the
+    true codes. `k`: TopK in training, `k_after`: only when coding. `pairs`: held out of training. `code_steps`,
+    `code_lr`: of sparse coding's test codes under `literal`. `samples`: half of them are for testing, but where
+    `test_samples` are drawn beside them."""
 
     method: str
     sources: int = 16
@@ -137,10 +140,12 @@ def _three(hidden: int = 32, **setting: Any) -> list[Cell]:
 
 
 def _size(asked: Asked) -> list[Cell]:
-    """The script was not released; this is what its result files show. FLOPs: 10 000 steps of test codes. Sparse coding
-    finds the dictionary at M = 32, N = 16 to 2e-4, but not the codes, MCC .941: with the true dictionary their optimiser
-    gives .940 at rate 1e-3 and .999 at the later 3e-3. So the files are from the time when encoders had biases. That of
-    K = 15 is older, from when columns were brought to norm 1, as its FLOPs of sparse coding show, which do not know N.
+    """The script was not released; this is what its result files show.
+
+    FLOPs: 10 000 steps of test codes. At M = 32, N = 16 sparse coding finds the dictionary to 2e-4 and the codes to an
+    MCC of .941: with the true dictionary their optimiser gives .940 at rate 1e-3 and .999 at the later 3e-3. So the
+    files are from the time when encoders had biases. That of K = 15 is older, from when columns were brought to norm 1:
+    its FLOPs of sparse coding do not know N.
     """
     cells = []
     axes = (

@@ -129,7 +129,12 @@ def test_published_values_are_those_of_the_setting():
     assert bias["sae", True] == {"mcc": 0.563, "mcc_std": 0.029, "dict_mcc": 0.709, "dict_mcc_std": 0.010}
     assert bias["sparse_coding", False]["mcc"] == 0.669 and bias["mlp", False]["dict_mcc"] == 0.742
     size = {(c.method, c.sources, c.dimensions, c.active): v for c, v in by_name["size"].items()}
-    assert size["mlp", 64, 32, 9] == {"mcc": 0.429, "mcc_std": 0.009, "dict_mcc": 0.621, "dict_mcc_std": 0.006}
+    assert size["mlp", 64, 32, 9] == {
+        "mcc": 0.429,
+        "mcc_std": 0.009,
+        "dict_mcc": 0.621,
+        "dict_mcc_std": 0.006,
+    }
     assert size["sparse_coding", 16, 32, 15]["dict_mcc"] == 0.824 and size["sae", 128, 8, 3]["mcc"] == 0.213
     width = {(c.sources, c.hidden): v["mcc"] for c, v in by_name["width"].items()}
     assert width[32, 256] == 0.558 and len(width) == 18 and not any(by_name["large"].values())

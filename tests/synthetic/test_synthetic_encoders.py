@@ -182,3 +182,18 @@ def test_a_dead_latent_has_no_gradient_that_is_not_a_number():
     codes = jnp.ones((4, 2))
     slope = jax.grad(lambda z: training.cosine_loss(z, codes))(jnp.zeros((4, 2)))
     assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("m", [5, encoders._FEW + 1])
+def test_the_largest_of_each_row(m):
+    """Few latents and many, ties to the first, gradients to those that stay."""
+    z = jnp.asarray(np.random.default_rng(0).integers(0, 4, (20, m)).astype(np.float32))
+    for k in (1, 2, m - 1):
+        found = np.asarray(encoders.largest(z, k))
+        order = np.argsort(-np.asarray(z), axis=1, kind="stable")[:, :k]
+        expected = np.zeros_like(found)
+        np.put_along_axis(expected, order, np.take_along_axis(np.asarray(z), order, 1), 1)
+        assert np.array_equal(found, expected)
+        slope = jax.grad(lambda z, k=k: jnp.sum(encoders.largest(z, k) ** 2))(z)
+        assert np.array_equal(np.asarray(slope), 2 * expected)
+    assert encoders.largest(z, 0) is z and encoders.largest(z, m) is z
