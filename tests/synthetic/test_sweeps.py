@@ -44,6 +44,7 @@ def test_published_settings():
         (15, 25_000, True),
     }
     assert {(c.runs, c.code_lr, c.bias == (c.method != "sparse_coding")) for c in size} == {(3, 1e-3, True)}
+    assert {(c.method, c.lr) for c in size} == {("sae", 1e-3), ("mlp", 1e-3), ("sparse_coding", 3e-3)}
     assert not any(c.columns or c.offset for c in sweeps.plan("size", asked(protocol="controlled")))
     l1 = sweeps.plan("l1", asked())
     assert len(l1) == 27 and all((c.lr, c.steps, c.runs, c.redraw) == (3e-3, 100_000, 3, True) for c in l1)
