@@ -255,9 +255,10 @@ def _mended(
             problem.unit64, t[i].astype(np.float64), float(lam[i]), codes.indices[i], codes.values[i],
             problem.signed, 0.1 * tol,
         )  # fmt: skip
-        codes = codes.widened(round_up(len(found[0])))
+        k = len(found.indices)
+        codes = codes.widened(round_up(k))
         codes.indices[i], codes.values[i] = 0, 0.0
-        codes.indices[i, : len(found[0])], codes.values[i, : len(found[0])] = found
+        codes.indices[i, :k], codes.values[i, :k] = found.indices, found.values
     return codes
 
 

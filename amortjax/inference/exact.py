@@ -1,7 +1,17 @@
 """One token's lasso in float64 on the host: for the few that float32 leaves short of the tolerance, where lambda
 is small against the token or atoms are nearly dependent."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Solved(NamedTuple):
+    """Indices and folded values (k,), and how often a product over all atoms was taken."""
+
+    indices: np.ndarray
+    values: np.ndarray
+    rounds: int
 
 
 def solve_token(
@@ -13,15 +23,16 @@ def solve_token(
     signed: bool,
     tol: float,
     max_atoms: int = 100,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and folded values (k,) of min 1/2 ||t - v U||^2 + lam sum |v|, from the given ones: unit (M, D) and
+) -> Solved:
+    """Of min 1/2 ||t - v U||^2 + lam sum |v|, from the given ones: unit (M, D) and
     t (D,) float64. Takes in the worst violator and minimises over the support again (Lawson & Hanson 1974,
     chapter 23, with lam), until the relative gap is below `tol` or `max_atoms` were taken in.
     """
     used = v != 0
     support, sign, z = indices[used], np.sign(v[used]), np.abs(v[used]).astype(np.float64)
-    best = np.inf, support, sign * z
+    best, rounds = (np.inf, support, sign * z), 0
     for _ in range(max_atoms):
+        rounds += 1
         support, sign, z = _minimised(unit, t, lam, support, sign, z)
         r = t - (sign * z) @ unit[support]
         c = unit @ r
@@ -38,7 +49,7 @@ def solve_token(
             break
         turn = -1.0 if c[worst] < 0 else 1.0
         support, sign, z = np.append(support, worst), np.append(sign, turn), np.append(z, 0.0)
-    return best[1], best[2]
+    return Solved(best[1], best[2], rounds)
 
 
 def _minimised(unit, t, lam, support, sign, z):

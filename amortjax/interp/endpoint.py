@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 8 << 20  # of a reply
 LONGEST_WAIT = 60.0  # seconds between two tries
 RETRIED = (408, 409, 425, 429)  # and 500 and above
+LOCAL = ("localhost", "127.0.0.1", "::1")  # hosts that are this machine
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -42,9 +43,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         del args, kwargs
 
 
+def _may_be_key(name: str) -> bool:
+    """Whether this unset name is unlike names of variables: in small letters, or long and without a `_`."""
+    return name != name.upper() or (len(name) >= 16 and "_" not in name)
+
+
 def check_name(name: str | None) -> None:
     """AmortjaxError, which does not repeat it, if this may be a key and not the name of an environment variable."""
-    if name and (not _NAME.match(name) or (name not in os.environ and name != name.upper())):
+    if name and (not _NAME.match(name) or (name not in os.environ and _may_be_key(name))):
         raise AmortjaxError(
             "--api_key_env: no environment variable of that name; give the variable's NAME (as in OPENAI_API_KEY), "
             "never the key itself"
@@ -57,8 +63,10 @@ def read_key(name: str | None) -> str | None:
     if not name:
         return None
     key = os.environ.get(name, "").strip()
-    if not key:
-        raise AmortjaxError(f"--api_key_env={name}: this environment variable is not set; export it first")
+    if not key:  # an error does not repeat the name: a key in capitals looks like one
+        raise AmortjaxError(
+            "--api_key_env: the environment variable that it names is not set; export it first"
+        )
     if not key.isascii() or not key.isprintable():
         raise AmortjaxError(f"{name}: the key in it holds characters that no header can; export it again")
     return key
@@ -80,11 +88,18 @@ def checked_url(base_url: str | None, with_key: bool) -> str:
         )
     if parts.scheme not in ("http", "https") or not host or not base_url.isascii() or " " in base_url:
         raise AmortjaxError("--base_url is not an http address; give one as in https://host/v1")
-    if with_key and parts.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
+    if with_key and parts.scheme == "http" and host not in LOCAL:
         raise AmortjaxError(
-            f"--base_url={base_url}: the key would go to {host} unencrypted; use https, or leave --api_key_env out"
+            "--base_url: the key would leave this machine unencrypted; use https, or leave --api_key_env out"
         )
     return base_url.rstrip("/")
+
+
+def _opener(base_url: str) -> urllib.request.OpenerDirector:
+    """Follows no redirects; asks no proxy for a server on this machine, which http_proxy would send the key off to."""
+    if urllib.parse.urlsplit(base_url).hostname in LOCAL:
+        return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener(_NoRedirect)
 
 
 class Endpoint:
@@ -103,7 +118,7 @@ class Endpoint:
         check_name(options.api_key_env)
         self.base_url = checked_url(options.base_url, bool(options.api_key_env))
         self.options, self._key = options, None
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = _opener(self.base_url)
 
     @property
     def identity(self) -> dict[str, Any]:

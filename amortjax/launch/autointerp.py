@@ -30,8 +30,10 @@ class Config(audits.Config):
         "Contexts by rank and by importance against windows checked to be silent; or the compute-optimal-inference "
         "paper's: top contexts only, against those of one fixed other latent, unchecked.",
     ] = "controlled"
-    latents: Annotated[int, "How many, drawn from those with enough examples under every mode."] = 200
-    latent_list: Annotated[tuple[int, ...], "These latents instead."] = ()
+    latents: Annotated[int, "How many latents, drawn from those with enough examples under every mode."] = 200
+    latent_list: Annotated[
+        tuple[int, ...], "Numbers of the latents to interpret, from 0; empty: --latents of them are drawn."
+    ] = ()
     same_latents: Annotated[
         bool,
         "The SAEs' latents correspond by number (one was trained on from the other): compare them paired.",
@@ -49,7 +51,8 @@ class Config(audits.Config):
     temperature: Annotated[float | None, "Of the endpoint's model; none: leave it to the endpoint."] = 0.0
     max_answer_tokens: Annotated[int, "Most tokens of an answer."] = 300
     answer_tokens_field: Annotated[
-        Literal["max_tokens", "max_completion_tokens"], "How the endpoint calls that."
+        Literal["max_tokens", "max_completion_tokens"],
+        "What the endpoint calls the limit on an answer's tokens, which is --max_answer_tokens.",
     ] = "max_tokens"
     retries: Annotated[int, "Of a call, on 429, 5xx, timeouts and broken connections."] = 5
     timeout: Annotated[float, "Seconds to wait for the endpoint."] = 120.0
@@ -67,7 +70,8 @@ class Config(audits.Config):
     counterexamples: Annotated[bool, "Show the interpreter silent contexts too (controlled only)."] = True
     other_latents: Annotated[
         tuple[int, ...],
-        "Whose top contexts are `literal`'s negatives; the second on the first one's own turn.",
+        "Numbers of at least two latents for --protocol=literal. The top contexts of the first that fires are every "
+        "latent's negatives; for that latent itself, those of the next that fires.",
     ] = (0, 15)
     contexts_per_call: Annotated[int, "Contexts the scorer judges at a time."] = 20
     fuzz: Annotated[bool, "Also score whether marked tokens are the active ones."] = False
@@ -82,8 +86,9 @@ class Config(audits.Config):
     eval_tokens: Annotated[int, "Tokens (whole documents) that contexts are taken from."] = 65536
 
     def checked(self) -> "Config":
-        """Itself, or AmortjaxError naming the flag. Nothing of an endpoint's key is looked at."""
+        """Itself, or AmortjaxError naming the flag. An endpoint's key is not looked for."""
         super().checked()
+        self._check_secrets()
         if not self.encode_modes:
             raise AmortjaxError("--encode_modes is empty: name at least one mode")
         for name in ("latents", "parallel_calls", "max_answer_tokens"):
@@ -105,6 +110,16 @@ class Config(audits.Config):
         if self.same_latents and len(self.ckpts) < 2:
             raise AmortjaxError("--same_latents compares SAEs: give at least two --ckpts")
         return self
+
+    def _check_secrets(self) -> None:
+        """AmortjaxError if a key or a password may be among the flags: they are written to files, whoever judges."""
+        if not (self.base_url or self.api_key_env):
+            return
+        from amortjax.interp import endpoint
+
+        endpoint.check_name(self.api_key_env)
+        if self.base_url:
+            endpoint.checked_url(self.base_url, bool(self.api_key_env))
 
     @property
     def prices(self) -> Any:
@@ -128,6 +143,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         for one in {id(j): j for j in (judge, scorer)}.values():
             one.prepare()
     saes, acts = audits.prepare(config)
+    parts.check_latents(config.latent_list, saes)
     scene = parts.pose(config, settings, judge, scorer, saes, acts)
     parts.announce(config, scene)
     if config.dry_run:

@@ -14,7 +14,7 @@ from amortjax.errors import AmortjaxError
 from amortjax.inference.modes import resolve
 from amortjax.interp.asking import Asker, Estimator
 from amortjax.interp.cost import Estimate
-from amortjax.interp.pipeline import Run, width
+from amortjax.interp.pipeline import Run
 from amortjax.interp.scoring import LatentScore
 from amortjax.launch import audits
 
@@ -104,6 +104,13 @@ def pose(
     return Scene(settings, judge, scorer, text, hints, transcript, left_out)
 
 
+def check_latents(latent_list: tuple[int, ...], saes: list[Any]) -> None:
+    """AmortjaxError if an SAE does not have them all."""
+    least, most = min(sae.n_latents for sae in saes), max(latent_list, default=0)
+    if most >= least:
+        raise AmortjaxError(f"--latent_list: there is no latent {most}, they go up to {least - 1}")
+
+
 def _coded(posed: Any, modes: tuple[str, ...], text: interp.Text, left_out: list) -> Iterator[Subject]:
     for mode in modes:
         setting = posed.settings[mode]
@@ -129,9 +136,6 @@ def _picked(
     out: list[Subject] = []
     for group in groups:
         given = sorted(set(config.latent_list))
-        least = min(width(s.codes) for s in group)
-        if given and given[-1] >= least:
-            raise AmortjaxError(f"--latent_list: there is no latent {given[-1]}, they go up to {least - 1}")
         if given:
             out += [s._replace(latents=given) for s in group]
             continue

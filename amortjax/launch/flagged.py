@@ -2,6 +2,7 @@
 
 A field is `name: Annotated[type, "help"] = default`; types are str, int, float, bool, `Literal[...]`, an
 optional of these (`int | None`), and `tuple[str, ...]` or `tuple[Literal[...], ...]` (comma-separated).
+A field `out` is a folder; where a file is written to, call it something else.
 Flags are read with absl, so `--flagfile=...` nests and the last one wins.
 """
 
@@ -25,6 +26,16 @@ from amortjax.errors import AmortjaxError
 from amortjax.launch import huge_pages
 
 
+# A file name or a list among the defaults stays whole, so that it can be copied.
+HELP = textwrap.TextWrapper(
+    width=100,
+    initial_indent=" " * 6,
+    subsequent_indent=" " * 6,
+    break_long_words=False,
+    break_on_hyphens=False,
+)
+
+
 class FlagError(AmortjaxError):
     """A flag that does not exist or has a value it can't take."""
 
@@ -43,6 +54,17 @@ class Out:
 def folder_of(out: str) -> Path:
     """What --out means."""
     return Path(out.removesuffix(".json"))
+
+
+def check_out(out: str | None) -> None:
+    """AmortjaxError if --out is a file or below one; None and addresses (gs://...) pass."""
+    if out is None or "://" in out:
+        return
+    folder = folder_of(out)
+    # os.path: a Path raises where a parent may not be read.
+    files = [at for at in (folder, *folder.parents) if os.path.exists(at) and not os.path.isdir(at)]
+    if files:
+        raise AmortjaxError(f"--out={out}: {files[0]} is a file: name a folder")
 
 
 def _hints(config_class: type) -> dict[str, tuple[Any, str]]:
@@ -121,7 +143,7 @@ def help_text(config_class: type, module: str) -> str:
         elif _show(field.default):
             text += f" Default: {_show(field.default)}."
         lines.append(f"  --{field.name}")
-        lines += textwrap.wrap(text, width=100, initial_indent="      ", subsequent_indent="      ")
+        lines += HELP.wrap(text)
     return "\n".join(lines)
 
 
@@ -137,7 +159,8 @@ def _as_shown(config_class: type) -> list[dataclasses.Field]:
 def parse(config_class: type, argv: Sequence[str], aliases: dict[str, str] | None = None) -> Any:
     """A Config from command-line arguments (without the program's name).
 
-    `aliases` maps another spelling of a flag to the field it sets. Raises FlagError with the choices.
+    `aliases` maps another spelling of a flag to the field it sets. Raises FlagError with the choices, and
+    AmortjaxError if --out is a file, which would be found only when results are written.
     """
     given = given_flags(config_class, argv, aliases)
     missing = [
@@ -147,7 +170,9 @@ def parse(config_class: type, argv: Sequence[str], aliases: dict[str, str] | Non
     ]
     if missing:
         raise FlagError(f"needed: {', '.join('--' + name for name in missing)}. --help explains each.")
-    return config_class(**given)
+    config = config_class(**given)
+    check_out(getattr(config, "out", None))
+    return config
 
 
 def given_flags(

@@ -21,16 +21,18 @@ from amortjax.synthetic.torch_random import TorchStream
 from amortjax.synthetic.training import Numbers
 
 FISTA_STEPS, ISTA_STEPS = 100, 200
-ITO_STEPS = (100, 300, 1000, 3000, 10_000)  # iterations of the codes' optimiser that are shown
+ITO_STEPS = (100, 300, 1000, 3000, 10_000)  # iterations of the codes' optimiser that are shown on the way
 STARTS = ("warm", "random", "released")
 
 
 class Optimum(NamedTuple):
-    """Of each seed: certified codes (S, n, sources), mean P* (S,) and mean duality gap (S,), half form."""
+    """Of each seed: certified codes (S, n, sources), mean P* (S,) and mean duality gap (S,), half form, and the mean
+    rounds that a code took (S,)."""
 
     codes: np.ndarray
     objective: np.ndarray
     gap: np.ndarray
+    rounds: np.ndarray
 
 
 def budget_of(setup: Setup, budget: float) -> float:
@@ -51,14 +53,13 @@ def data_of(setup: Setup) -> list[Data]:
 
 def optimum(setup: Setup, data: list[Data], dictionaries: Any = None) -> Optimum:
     """On the true dictionaries, or on those of each seed (S, sources, dimensions)."""
-    codes, objective, gap = [], [], []
+    parts = []
     for run, one in enumerate(data):
         atoms = one.dictionary if dictionaries is None else dictionaries[run]
-        z, uncertain = coding.optimum(one.x_test, atoms, setup.lam_half)
-        codes.append(z)
-        objective.append(coding.half_objective(z, one.x_test, atoms, setup.lam_half).mean())
-        gap.append(uncertain.mean())
-    return Optimum(np.stack(codes), np.array(objective), np.array(gap))
+        found = coding.optimum(one.x_test, atoms, setup.lam_half)
+        cost = coding.half_objective(found.codes, one.x_test, atoms, setup.lam_half).mean()
+        parts.append((found.codes, cost, found.gap.mean(), found.rounds.mean()))
+    return Optimum(*(np.stack(part) for part in zip(*parts, strict=True)))
 
 
 def rows(
@@ -69,23 +70,25 @@ def rows(
     data = data_of(setup)
     steps = steps_of(setup, method, budget_of(setup, budget))
     at = sorted({max(round(steps * (i + 1) / n_points) - 1, 0) for i in range(n_points)})
-    known = None if setup.learn_dictionary or setup.scenario == "known_codes" else optimum(setup, data)
-    point, best = None, known
+    supervised = setup.scenario == "known_codes"
+    best = None if setup.learn_dictionary else optimum(setup, data)
+    point = None
     for point in _points(setup, method, data, at, moved):
         if setup.learn_dictionary:
             best = optimum(setup, data, point.dictionaries)
         yield from _judged(
-            rows_of(setup, method, data, point, "controlled", codes="own", budget_steps=steps), best
+            rows_of(setup, method, data, point, "controlled", codes="own", budget_steps=steps),
+            None if supervised else best,
         )
-    if setup.scenario == "known_codes" or point is None or best is None:
-        return
-    for name, beside in _beside(setup, method, data, point, best):
+    assert point is not None and best is not None  # n_points >= 1
+    others = [_optimal(point, best)] if supervised else _beside(setup, method, data, point, best)
+    for name, beside in others:
         yield from _judged(
             [
-                row | _paid(setup, method, point, beside, name)
+                row | _paid(setup, beside, name, best)
                 for row in rows_of(setup, method, data, beside, "controlled", codes=name, budget_steps=steps)
             ],
-            best,
+            None if supervised else best,
         )
 
 
@@ -133,7 +136,7 @@ def _beside(
     setup: Setup, method: str, data: list[Data], point: Point, best: Optimum
 ) -> Iterator[tuple[str, Point]]:
     """Codes on the same dictionary by other means: (name, point)."""
-    yield "optimal", point._replace(codes=best.codes, iterations=0)
+    yield _optimal(point, best)
     atoms = [
         one.dictionary if point.dictionaries is None else point.dictionaries[r] for r, one in enumerate(data)
     ]
@@ -148,10 +151,15 @@ def _beside(
     x, stacked_atoms = np.stack([one.x_test for one in data]), np.stack(atoms)
     for name in STARTS:
         begin = _start(setup, name, point.codes)
-        for n_steps in ITO_STEPS:
+        # The last of them is --iterations.
+        for n_steps in (*(n for n in ITO_STEPS if n < setup.iterations), setup.iterations):
             numbers = Numbers(setup.lam, scenarios.RATE_UNKNOWN)
             z = coding.optimised(x, stacked_atoms, begin, n_steps, numbers)
             yield f"ito_{name}", point._replace(codes=np.asarray(z), iterations=n_steps)
+
+
+def _optimal(point: Point, best: Optimum) -> tuple[str, Point]:
+    return "optimal", point._replace(codes=best.codes, iterations=0)
 
 
 def _start(setup: Setup, name: str, z: np.ndarray) -> Any:
@@ -163,14 +171,13 @@ def _start(setup: Setup, name: str, z: np.ndarray) -> Any:
     return coding.log_codes(len(z), z.shape[1], setup.sources)
 
 
-def _paid(setup: Setup, method: str, point: Point, beside: Point, name: str) -> Row:
-    """Training as the method's own; inference as the codes' solver. The active set is counted with as many rounds as a
-    code has active latents."""
+def _paid(setup: Setup, beside: Point, name: str, best: Optimum) -> Row:
+    """Training as the method's own; inference as the codes' solver, the active set by the rounds it took."""
     sizes = (setup.dimensions, setup.sources)
     n_test = setup.samples - setup.samples // 2
     active = float(np.mean(np.sum(beside.codes > 0, axis=-1)))
     kind, more = {
-        "optimal": ("active_set", {"iterations": int(np.ceil(active)), "active": int(np.ceil(active))}),
+        "optimal": ("active_set", {"iterations": int(np.ceil(best.rounds.mean())), "active": int(np.ceil(active))}),
         f"fista{FISTA_STEPS}": ("fista", {"iterations": beside.iterations}),
         f"ista{ISTA_STEPS}": ("ista", {"iterations": beside.iterations}),
     }.get(name, ("ito", {"iterations": beside.iterations, "warm": name == "ito_warm"}))

@@ -57,9 +57,9 @@ def certified_codes(dictionary: Any, x: Any, lam: float, tol: float = 1e-4) -> t
     z = folded.dense()
     for i in np.flatnonzero(proof.relative_gap > tol):
         every, t = np.arange(len(z[i])), x[i].astype(np.float64)
-        used, values = exact.solve_token(problem.unit64, t, lam, every, z[i], problem.signed, 0.1 * tol)
+        one = exact.solve_token(problem.unit64, t, lam, every, z[i], problem.signed, 0.1 * tol)
         z[i] = 0
-        z[i, used] = values
+        z[i, one.indices] = one.values
     codes = problem.unfold(from_dense(z))
     return codes.dense(), certify(problem, x, codes, lam)
 

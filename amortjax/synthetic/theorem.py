@@ -103,9 +103,10 @@ def lasso_codes(dictionary: np.ndarray, x: np.ndarray, lam: float) -> tuple[np.n
         indices, values = np.zeros(0, int), np.zeros(0)
         # By way of a larger lambda: from nothing, so small a one can end among nearly dependent atoms.
         for at in (10 * lam, lam):
-            indices, values = solve_token(
+            one = solve_token(
                 problem.unit64, t, at, indices, values, signed=False, tol=1e-9, max_atoms=4 * len(row)
             )
+            indices, values = one.indices, one.values
         row[indices] = values
     found = v / problem.weights64
     slots = np.broadcast_to(np.arange(problem.n_latents), found.shape)

@@ -55,14 +55,14 @@ def codes(
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), moved, kept)
 
     def one(now: _Now, _: None) -> tuple[_Now, None]:
-        return jax.lax.cond(now.done, lambda n: n, jax.checkpoint(step), now), None
+        return jax.lax.cond(now.done, lambda n: n, step, now), None
 
     n, m = len(x), len(w)
     first = _Now(
         jnp.zeros((n, m)), jnp.full((n,), 1 / m), jnp.full((n,), jnp.inf), jnp.zeros((), bool),
         jnp.zeros((), jnp.int32),
     )  # fmt: skip
-    last = jax.lax.scan(one, first, None, length=iterations)[0]
+    last = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), first, None, length=iterations)[0]
     return jax.nn.relu(last.u), last.count
 
 

@@ -175,6 +175,8 @@ def test_a_slow_server_and_one_that_is_not_there(fake):
         ({"api_key_env": KEY}, "never the key itself"),
         ({"api_key_env": "abcdef0123secretword"}, "never the key itself"),
         ({"api_key_env": "A B"}, "never the key itself"),
+        ({"api_key_env": "AKIA0SECRETWORD0EXAMPLE"}, "never the key itself"),
+        ({"base_url": "http://far.example/secretword"}, "--base_url: the key would leave this machine"),
         ({"answer_tokens_field": "tokens"}, "max_completion_tokens"), ({"temperature": 3.0}, "from 0 to 2"),
         ({"timeout": 0.0}, "above 0"), ({"timeout": float("nan")}, "above 0"), ({"retries": -1}, "not be negative"),
     ],
@@ -183,7 +185,7 @@ def test_options_that_can_not_be_are_refused_before_a_call(fake, given, said):
     with pytest.raises(AmortjaxError) as caught:
         judge(fake, **given)
     assert said in str(caught.value) and "\n" not in str(caught.value)
-    assert "secretword" not in str(caught.value) and KEY not in str(caught.value)
+    assert "secretword" not in str(caught.value).lower() and KEY not in str(caught.value)
     assert not fake.asked
 
 
@@ -199,6 +201,27 @@ def test_a_key_that_is_not_there_is_missed_when_preparing(fake, monkeypatch, val
     with pytest.raises(AmortjaxError, match=said):
         it.prepare()
     assert not fake.asked
+
+
+def test_a_key_in_capitals_is_not_repeated_as_an_unset_name(fake):
+    with pytest.raises(
+        AmortjaxError, match="--api_key_env: the environment variable that it names"
+    ) as caught:
+        judge(fake, api_key_env="SK_5UP3RSECRET").prepare()
+    assert "5UP3RSECRET" not in str(caught.value)
+
+
+def test_a_key_for_this_machine_goes_through_no_proxy(fake, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(Fake()) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert judge(fake).answer(question()).text == "[1]"
+        assert len(fake.asked) == 1 and not proxy.asked
+        proxy.key = None
+        far = judge(fake, base_url="http://far.invalid/v1", api_key_env=None, retries=0)
+        assert far.answer(question()).text == "[1]"  # to others, as the environment says
+        assert proxy.headers[0]["path"] == "http://far.invalid/v1/chat/completions"
 
 
 def test_local_addresses_over_http_may_have_a_key():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import amortjax as aj
 from amortjax.activations.store import MemoryStore
 from amortjax.errors import AmortjaxError
 from amortjax.interp.offline import Offline
-from amortjax.launch import autointerp, flagged, section5
+from amortjax.launch import audits, autointerp, flagged, section5
 from amortjax.report.tables import read_results
 from amortjax.saes.sae import SAE, Info
 from tests.interp.known_latents import WORDS
@@ -293,6 +294,32 @@ def test_mistakes_are_one_line_and_leave_nothing(flags, said, tmp_path, monkeypa
     refuses(autointerp, ["--ckpts=a", "--acts=b", "--out=c", *flags], said, tmp_path, monkeypatch)
 
 
-def test_a_latent_that_is_not_there_is_named(folder, tmp_path):
+@pytest.mark.parametrize("judge", ["offline", "local", "endpoint"])
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--api_key_env=sk-secret123", "never the key itself"),
+        ("--api_key_env=AKIASECRET1234567890", "never the key itself"),
+        ("--base_url=https://user:secret123@host/v1", "--base_url holds a name, a password or a query"),
+        ("--base_url=https://host/v1?key=secret123", "--base_url holds a name, a password or a query"),
+        ("--base_url=user:secret123@host/v1", "--base_url is not an http address"),
+    ],
+)
+def test_secrets_among_the_flags_are_refused_whoever_judges(judge, flag, said):
+    flags = ["--ckpts=a", "--acts=b", "--out=c", f"--judge={judge}", "--judge_model=m", flag]
+    with pytest.raises(AmortjaxError, match=re.escape(said)) as caught:
+        flagged.parse(autointerp.Config, flags).checked()
+    assert "secret" not in str(caught.value).lower() and "\n" not in str(caught.value)
+
+
+def test_a_latent_that_is_not_there_is_named_before_calibration(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(audits, "pose", lambda *_: pytest.fail("calibrated"))
     with pytest.raises(AmortjaxError, match="--latent_list: there is no latent 16, they go up to 15"):
         autointerp.run(config(folder, tmp_path, latent_list="3,16"))
+
+
+def test_help_of_flags_that_depend_on_others_names_them():
+    text = flagged.help_text(autointerp.Config, "amortjax.launch.autointerp")
+    helps = {part.split("\n")[0]: " ".join(part.split()) for part in text.split("\n  --")[1:]}
+    assert "--max_answer_tokens" in helps["answer_tokens_field"]
+    assert "--latents" in helps["latent_list"] and "--protocol=literal" in helps["other_latents"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from amortjax.errors import StoreError
+from amortjax.errors import AmortjaxError, StoreError
 from amortjax.launch import flagged
 
 
@@ -57,6 +57,35 @@ def test_aliases_set_the_field():
     assert flagged.parse(Config, ["--output=x"], aliases={"output": "acts"}).acts == "x"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writes(flagged.Out):
+    steps: Annotated[int, "Steps."] = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    out: Annotated[str | None, "A folder or an address."] = None
+
+
+@pytest.mark.parametrize("config_class", [Writes, Elsewhere])
+@pytest.mark.parametrize("out", ["file", "file.json", "file/below/it"])
+def test_out_that_is_a_file_is_refused_at_once(config_class, out, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AmortjaxError) as error:
+        flagged.parse(config_class, [f"--out={tmp_path}/{out}"])
+    assert str(error.value) == f"--out={tmp_path}/{out}: {tmp_path}/file is a file: name a folder"
+
+
+def test_out_may_be_there_stand_for_its_folder_or_be_an_address(tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text("")
+    for out in ("results.json", "", "new/folder"):
+        assert flagged.parse(Writes, [f"--out={tmp_path}/{out}"]).out == f"{tmp_path}/{out}"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gs:").write_text("")
+    assert flagged.parse(Elsewhere, ["--out=gs://bucket/store"]).out == "gs://bucket/store"
+    assert flagged.parse(Elsewhere, []).out is None
+
+
 def run_failing(config):
     raise StoreError("no store there: collect one")
 
@@ -87,6 +116,16 @@ def test_help_names_every_flag_default_and_choice():
         "usage: python -m amortjax.launch.test",
     ):
         assert name in text
+
+
+def test_help_keeps_long_file_names_whole():
+    name = "https://host/" + "model-layer_8-width_" * 6 + "2411_13117.json"
+
+    @dataclasses.dataclass(frozen=True)
+    class Long:
+        table: Annotated[str, "Published figures."] = name
+
+    assert name in flagged.help_text(Long, "amortjax.launch.test")
 
 
 def test_help_shows_required_flags_first_and_shared_ones_last():

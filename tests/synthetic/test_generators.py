@@ -40,7 +40,8 @@ def authors():
 )
 def test_the_certified_optimum_on_the_authors_data(seed, distribution, score, objective):
     data = make_data(seed, distribution=distribution)
-    z, gap = coding.optimum(data.x_test, data.dictionary, LAM)
+    z, gap, rounds = coding.optimum(data.x_test, data.dictionary, LAM)
+    assert rounds.min() >= 1 and rounds.mean() < 8
     p = coding.half_objective(z, data.x_test, data.dictionary, LAM)
     assert (gap <= 1e-9 * p).all()
     assert mcc(data.codes_test, z).mcc == pytest.approx(score, abs=1e-4)
@@ -48,7 +49,7 @@ def test_the_certified_optimum_on_the_authors_data(seed, distribution, score, ob
 
 
 def test_the_gap_bounds_the_distance_to_the_optimum(authors):
-    z, _ = coding.optimum(authors.x_test, authors.dictionary, LAM)
+    z = coding.optimum(authors.x_test, authors.dictionary, LAM).codes
     assert 0.2575 < np.mean(z > 1e-6) < 0.2587
     best = coding.half_objective(z, authors.x_test, authors.dictionary, LAM)
     for other in (np.zeros_like(z), 0.9 * z, authors.codes_test):
@@ -60,7 +61,7 @@ def test_the_gap_bounds_the_distance_to_the_optimum(authors):
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_fresh_seeds_are_recovered_by_the_optimum(seed):
     data = make_data(seed)
-    z, _ = coding.optimum(data.x_test, data.dictionary, LAM)
+    z = coding.optimum(data.x_test, data.dictionary, LAM).codes
     assert mcc(data.codes_test, z).mcc >= 0.97
 
 

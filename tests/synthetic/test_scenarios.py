@@ -84,6 +84,24 @@ def test_training_flops_are_the_released_axis():
             assert paid["inference_flops_paper"] == point["test_flops"]
 
 
+@pytest.mark.parametrize(("section", "scenario"), [("known_Z", "known_codes"), ("known_D", "known_dictionary")])
+def test_known_scenarios_have_the_released_axis_too(section, scenario):
+    """One axis there: training and inference together."""
+    points, setup = json.loads(GOLDEN.read_text())[f"{section}_uniform"]["points"], Setup(scenario)
+    for name, axis in points.items():
+        for step, point in axis.items() if name in published.METHODS else ():
+            paid = scoring.released_cost(setup, published.METHODS[name], int(step))
+            assert sum(paid.values()) == point["flops"], (name, step)
+
+
+def test_known_codes_have_the_certified_optimum_beside_them():
+    setup = dataclasses.replace(SMALL, scenario="known_codes")
+    rows = list(controlled.rows(setup, "sae", 0.0, 1))
+    assert [row["codes"] for row in rows] == ["own", "own", "optimal", "optimal"]
+    assert not any({"loss_test", "suboptimality"} & row.keys() for row in rows)
+    assert all(r["mcc"] < 1 and 0 < r["inference_flops"] for r in rows)
+
+
 def test_targets_are_the_issues():
     point = published.Published("known_dictionary", "uniform", "sae_ito", 19_900, "mcc", 0.9667, 0.0, True)
     assert published.target(point) == 1e-4
@@ -120,7 +138,7 @@ def test_other_codes_are_beside_the_last_point_of_each_run(rows):
     assert {row["codes"] for row in rows if row["codes"] != "own"} == names
     assert {row["step"] for row in rows if row["codes"] != "own"} == {last}
     assert [row["step"] for row in rows if row["codes"] == "own" and row["run"] == 0] == [99, 199]
-    assert sum(row["codes"] == "ito_warm" for row in rows) == 2 * len(controlled.ITO_STEPS)
+    assert {row["iterations"] for row in rows if row["codes"] == "ito_warm"} == {SMALL.iterations}
 
 
 def test_the_warm_start_is_the_encoders_codes(rows):
@@ -129,7 +147,7 @@ def test_the_warm_start_is_the_encoders_codes(rows):
     assert np.allclose(begin, np.maximum(z, np.exp(-10)), rtol=1e-5)
     by = {(r["codes"], r["iterations"]): r["objective"] for r in rows if r["run"] == 0}
     own = next(r["objective"] for r in rows if r["codes"] == "own" and r["run"] == 0 and r["step"] == 199)
-    few = controlled.ITO_STEPS[0]
+    few = SMALL.iterations
     assert by["ito_warm", few] < own
     assert by["ito_warm", few] < min(by["ito_random", few], by["ito_released", few])
 
