@@ -2,9 +2,9 @@
 
 Trains SAEs, MLPs and sparse coding from several seeds at every setting of one sweep and measures whether sources and
 dictionary are recovered, each number beside its chance level and the published value. --protocol=literal is the
-released code's settings; controlled adds certified codes on every dictionary, dictionary learning by exact steps, and
-the true dictionary. Letters are the paper's: N sources, M dimensions, K active. Writes results.parquet, .csv and .json,
-a picture, report.md and report.html to --out; cells that are finished are skipped when the command is given again.
+released code's settings; controlled has equal terms, certified codes on every dictionary, dictionary learning by exact
+steps, and the true dictionary. Letters are the paper's: N sources, M dimensions, K active. Writes results.parquet, .csv
+and .json, a picture, report.md and report.html to --out; finished cells are skipped when the command is given again.
 
     size      N x M x K grid with the recovery boundary         bias      with and without
     l1        the L1 coefficient                                large     N = 1000, M = 200, K = 20, known codes
@@ -37,14 +37,18 @@ _AT_LEAST_1 = (
 class Config(flagged.Out):
     sweep: Annotated[Sweep, "What is swept."]
     protocol: Annotated[
-        Literal["literal", "controlled"], "Released settings, or certified codes beside them."
+        Literal["literal", "controlled"],
+        "As released, or equal terms: fresh data for every run, the SAE's training FLOPs for all, certified codes.",
     ] = "literal"
+    distribution: Annotated[
+        Literal["uniform", "zipf", "hierarchical"], "Of the active sources; published values are of uniform."
+    ] = "uniform"
     methods: Annotated[tuple[Method, ...], "Only these of the sweep's methods."] = ()
     sources: Annotated[
         tuple[int, ...], "N: several for size and ceilings, one for others. Default: published."
     ] = ()
-    dimensions: Annotated[tuple[int, ...], "M, as N."] = ()
-    active: Annotated[tuple[int, ...], "K, as N."] = ()
+    dimensions: Annotated[tuple[int, ...], "M: as --sources."] = ()
+    active: Annotated[tuple[int, ...], "K: as --sources."] = ()
     lams: Annotated[
         tuple[float, ...], "L1 coefficients of --sweep=l1, released form. Default: the nine published."
     ] = ()
@@ -53,9 +57,9 @@ class Config(flagged.Out):
         tuple[int, ...],
         "Hidden widths of MLPs, for width and large; the first is that of bias and ood. Default: published.",
     ] = ()
-    steps: Annotated[int | None, "Training steps, of all cells. Default: those published for the sweep."] = (
-        None
-    )
+    steps: Annotated[
+        int | None, "Training steps (controlled: the SAE's). Default: those published for the sweep."
+    ] = None
     code_steps: Annotated[
         int | None, "Steps of sparse coding's test codes under literal. Default: 10 000."
     ] = None
@@ -65,15 +69,15 @@ class Config(flagged.Out):
     samples: Annotated[
         int | None, "Half for training, half for testing; all for training in large. Default: 2048."
     ] = None
-    test_samples: Annotated[int | None, "Of large. Default: 500 000."] = None
-    batch: Annotated[int | None, "Minibatch of large. Default: 1024."] = None
+    test_samples: Annotated[int | None, "Test samples of --sweep=large. Default: 500 000."] = None
+    batch: Annotated[int | None, "Minibatch of --sweep=large. Default: 1024."] = None
     pairs: Annotated[
         int | None, "Pairs of sources held out of training in ood. Default: N / 2, sharing none."
     ] = None
     restarts: Annotated[
-        int, "Of dictionary learning by exact steps; the best training objective is kept."
+        int, "Starts of dictionary learning by exact steps; the best training objective is kept."
     ] = 8
-    rounds: Annotated[int, "Of each restart: codes, then atoms."] = 300
+    rounds: Annotated[int, "Rounds of each start: codes, then atoms."] = 300
     seed: Annotated[int | None, "Of data; run i trains from seed + i. Default: the published one."] = None
 
     def checked(self) -> "Config":

@@ -32,8 +32,8 @@ _L0 = "share of codes above 1e-3"
 PANELS = {
     "l1": (
         Panel("Latent MCC ↑", "lam", "mcc", "λ (released form)", (True, False)),
-        Panel("Latent MCC ↑ at L0", "l0@0.001", "mcc", _L0),
-        Panel("MSE ↓ at L0", "l0@0.001", "mse", _L0, (False, True)),
+        Panel("Latent MCC ↑ at L0", "density@0.001", "mcc", _L0),
+        Panel("MSE ↓ at L0", "density@0.001", "mse", _L0, (False, True)),
         Panel("Dictionary MCC ↑", "lam", "dict_mcc", "λ (released form)", (True, False)),
     ),
     "topk": (
@@ -102,7 +102,7 @@ def _lines(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
         axis.errorbar(
             x, y, spread, fmt="o-", color=colour, markersize=3.5, linewidth=1.2, capsize=1.5, label=name
         )
-        x_key = f"{panel.x}_published" if panel.x == "l0@0.001" else ""
+        x_key = f"{panel.x}_published" if panel.x == "density@0.001" else ""
         known = [
             (row[x_key] if x_key else a, row[f"{panel.y}_published"])
             for a, row in at

@@ -19,7 +19,7 @@ def published(row: Mapping[str, Any]) -> dict[str, float]:
     size = (row["sources"], row["dimensions"], row["active"])
     if row["sweep"] == "ceilings" and row["method"] == "sklearn" and row.get("data") == "sklearn":
         return dict(zip(("mcc", "dict_mcc"), tables.SKLEARN.get(size, ()), strict=False))
-    if row["method"] not in METHODS:
+    if row["method"] not in METHODS or row.get("data", "uniform") != "uniform":
         return {}
     column = METHODS.index(row["method"])
     if row["sweep"] == "size" and row["hidden"] in (0, 32):

@@ -135,7 +135,7 @@ BIAS = {
 }
 # Unknown codes and dictionary, 16/8/3, 40 000 steps.
 UNKNOWN = {
-    "sae": {"mcc": 0.566, "mcc_std": 0.011, "dict_mcc": 0.745},
-    "mlp": {"mcc": 0.623, "mcc_std": 0.070, "dict_mcc": 0.791},
-    "sparse_coding": {"mcc": 0.691, "mcc_std": 0.051, "dict_mcc": 0.837},
+    "sae": {"mcc": 0.566, "mcc_std": 0.011, "dict_mcc": 0.745, "dict_mcc_std": 0.015},
+    "mlp": {"mcc": 0.623, "mcc_std": 0.070, "dict_mcc": 0.791, "dict_mcc_std": 0.045},
+    "sparse_coding": {"mcc": 0.691, "mcc_std": 0.051, "dict_mcc": 0.837, "dict_mcc_std": 0.038},
 }

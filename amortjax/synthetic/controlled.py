@@ -177,7 +177,10 @@ def _paid(setup: Setup, beside: Point, name: str, best: Optimum) -> Row:
     n_test = setup.samples - setup.samples // 2
     active = float(np.mean(np.sum(beside.codes > 0, axis=-1)))
     kind, more = {
-        "optimal": ("active_set", {"iterations": int(np.ceil(best.rounds.mean())), "active": int(np.ceil(active))}),
+        "optimal": (
+            "active_set",
+            {"iterations": int(np.ceil(best.rounds.mean())), "active": int(np.ceil(active))},
+        ),
         f"fista{FISTA_STEPS}": ("fista", {"iterations": beside.iterations}),
         f"ista{ISTA_STEPS}": ("ista", {"iterations": beside.iterations}),
     }.get(name, ("ito", {"iterations": beside.iterations, "warm": name == "ito_warm"}))

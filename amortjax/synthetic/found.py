@@ -1,7 +1,7 @@
 """Were the true codes and atoms found? What scenarios and sweeps report, each value with its chance level.
 
-    of_codes(truth (n, N), x (n, M), z (n, N'), "hungarian")    # {"mcc": .97, "mcc_chance": .48, "mcc_corrected": .94, ...}
-    of_atoms(truth (N, M), found (N', M))                       # {"dict_mcc": ..., "dict_mcc_chance": ..., ...}
+    of_codes(truth, x, z, "hungarian")      # {"mcc": .97, "mcc_chance": .48, "mcc_corrected": .94, ...}
+    of_atoms(truth, found)                  # {"dict_mcc": .99, "dict_mcc_chance": .67, ...}
 
 The chance level of codes is what encoders with random weights score on the same x, because it is no merit of a training
 that latents go with what they see: .48 at 16/8/3, where codes that have nothing to do with x score .06
@@ -19,9 +19,14 @@ Row = dict[str, Any]
 DRAWS = 5
 
 
-def of_codes(truth: np.ndarray, x: np.ndarray, z: np.ndarray, match: recovery.How, signed: bool = False) -> Row:
-    """mcc (Pearson under `match`) and mcc_cosine, each with NAME_chance and NAME_corrected; mcc_hungarian and mcc_greedy
-    whatever `match` is; mcc_independent. signed: codes have both signs, and so has the random encoder's."""
+def of_codes(
+    truth: np.ndarray, x: np.ndarray, z: np.ndarray, match: recovery.How, signed: bool = False
+) -> Row:
+    """Of true codes (n, N), x (n, M) and codes z (n, N'): mcc (Pearson under `match`) and mcc_cosine, each with
+    NAME_chance and NAME_corrected; mcc_hungarian and mcc_greedy whatever `match` is; mcc_independent.
+
+    signed: codes have both signs, and so have the random encoder's.
+    """
     truth, z = np.asarray(truth, np.float64), np.asarray(z, np.float64)
     row: Row = {}
     kinds: tuple[tuple[str, recovery.Kind], ...] = (("mcc", "pearson"), ("mcc_cosine", "cosine"))
@@ -37,8 +42,8 @@ def of_codes(truth: np.ndarray, x: np.ndarray, z: np.ndarray, match: recovery.Ho
 
 
 def of_atoms(truth: np.ndarray, found: np.ndarray) -> Row:
-    """dict_mcc (Pearson over the M entries, as the paper has it) and dict_mcc_cosine, each with NAME_chance and
-    NAME_corrected; dict_mcc_greedy. Rows are atoms."""
+    """Of true atoms (N, M) and those found (N', M): dict_mcc (Pearson over the M entries, as the paper has it) and
+    dict_mcc_cosine, each with NAME_chance and NAME_corrected; dict_mcc_greedy."""
     row: Row = {"dict_mcc_greedy": recovery.mcc(truth.T, found.T, "greedy").mcc}
     kinds: tuple[tuple[str, recovery.Kind], ...] = (("dict_mcc", "pearson"), ("dict_mcc_cosine", "cosine"))
     for name, kind in kinds:
@@ -52,7 +57,11 @@ def _levelled(name: str, value: float, level: float) -> Row:
 
 
 def untrained(
-    truth: np.ndarray, x: np.ndarray, match: recovery.How, kind: recovery.Kind = "pearson", signed: bool = False
+    truth: np.ndarray,
+    x: np.ndarray,
+    match: recovery.How,
+    kind: recovery.Kind = "pearson",
+    signed: bool = False,
 ) -> float:
     """MCC of encoders with random weights on x (n, M), mean of DRAWS; ReLU unless codes are `signed`."""
     sides = (np.ascontiguousarray(truth, np.float32), np.ascontiguousarray(x, np.float32))
@@ -60,7 +69,9 @@ def untrained(
 
 
 @functools.lru_cache(maxsize=256)  # one set of data is scored at hundreds of log points
-def _untrained(truth: bytes, x: bytes, n: int, match: recovery.How, kind: recovery.Kind, signed: bool) -> float:
+def _untrained(
+    truth: bytes, x: bytes, n: int, match: recovery.How, kind: recovery.Kind, signed: bool
+) -> float:
     codes, seen = (np.frombuffer(side, np.float32).reshape(n, -1) for side in (truth, x))
     rng = np.random.default_rng([7, *seen.shape, codes.shape[1]])
     found = []

@@ -2,10 +2,10 @@
 
     rows = measured(group)         # {Cell: [row of each run]}, of cells with the same `Cell.group()`
 
-A row holds the cell's fields, `run`, and: mcc, dict_mcc, dict_mcc_cosine (Hungarian |Pearson|; identity and signed for
-supervised encoders), each with NAME_chance; mse, loss (released form), l0@T, the share of codes above T. Under
-`controlled` also what certified codes on the same dictionary reach: mcc_exact, objective, objective_exact and the share
-of it that is certified to be its duality gap at most, exact_gap.
+A row holds the cell's fields, `run`, and what `found` says of codes and atoms (Hungarian |Pearson|; identity and signed
+for supervised encoders); mse, loss (released form), density@T, the share of codes above T; FLOPs. Under `controlled`
+also what certified codes on the same dictionary reach: mcc_exact, objective, objective_exact and the share of it that
+is certified to be its duality gap at most, exact_gap.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from amortjax.metrics import recovery
-from amortjax.synthetic import ceilings, compositions, free_codes, generators, training
+from amortjax.synthetic import ceilings, compositions, found, free_codes, generators, training
 from amortjax.synthetic.dictionary_learner import certified_codes, learn_many
 from amortjax.synthetic.encoders import Encoder, encode, init, largest, stacked
+from amortjax.synthetic.sweep_costs import ACTIVE_ABOVE, cost
 from amortjax.synthetic.sweeps import Cell
 
 MODEL_SEED = 42  # added to a run's seed for the first weights, as released
-L0_ABOVE = (1e-3, 1e-4, 1e-5, 0.0)
 _PART = 2000  # steps between two looks of the progress bar
 _encode = jax.jit(encode, static_argnames="encoder")
 
@@ -57,8 +57,8 @@ def _data(data: str, seed: int, sources: int, dimensions: int, active: int, samp
         return Data(*ceilings.published_data(sources, dimensions, active, samples, seed))
     generators.check_sizes(sources, dimensions, active, samples)
     if not pairs:
-        return Data(*generators.make_data(seed, sources, dimensions, active, samples)[:5])
-    draw = lambda seed, n: generators.draw_codes(seed, n, sources, active)  # noqa: E731
+        return Data(*generators.make_data(seed, sources, dimensions, active, samples, data)[:5])
+    draw = lambda seed, n: generators.draw_codes(seed, n, sources, active, data)  # noqa: E731
     half = samples // 2
     split = compositions.draw_split(draw, sources, half, samples - half, pairs, seed)
     dictionary = generators.draw_dictionary(seed, sources, dimensions)
@@ -127,14 +127,14 @@ def _encoders(runs: list, progress: bool) -> list[Coder]:
     batch, numbers = training.Batch(_of_runs(runs, "x_train"), *truth), training.Numbers(*_numbers(runs))
     step = lambda state, n: training.advance(state, batch, numbers, n, fit=fit)  # noqa: E731
     state = _advanced(runs, training.start(weights), step, progress)
-    found = []
+    coders = []
     for i, (cell, run) in enumerate(runs):
         own = jax.tree.map(lambda leaf: leaf[i], state.weights)  # noqa: B023
         atoms = training.dictionary_of(own, None, fit)
         atoms = data_of(cell, run).dictionary if atoms is None else np.asarray(atoms)
         code = lambda x, own=own: np.asarray(_encode(own, jnp.asarray(x), encoder=encoder))  # noqa: E731
-        found.append(_told(code, atoms, own.get("offset")))
-    return found
+        coders.append(_told(code, atoms, own.get("offset")))
+    return coders
 
 
 def _sparse_coding(runs: list, progress: bool) -> list[Coder]:
@@ -185,8 +185,7 @@ def _learners(runs: list, progress: bool) -> list[Coder]:
     for cell in dict.fromkeys(cell for cell, _ in runs):
         x = np.stack([data_of(cell, run).x_train for run in range(cell.runs)])
         seeds = tuple(cell.seed + run for run in range(cell.runs))
-        found = learn_many(x, cell.sources, cell.lam_half, cell.restarts, cell.rounds, seeds, progress)
-        for one in found:
+        for one in learn_many(x, cell.sources, cell.lam_half, cell.restarts, cell.rounds, seeds, progress):
             about = {"train_objective": one.objective, "train_gap": one.relative_gap}
             coders.append(_certified_on(one.dictionary, cell.lam_half, about))
     return coders
@@ -201,11 +200,11 @@ def _sklearn(runs: list, progress: bool) -> list[Coder]:
     coders = []
     for cell, run in runs:
         data = data_of(cell, run)
-        found = ceilings.sklearn_learned(data.x_train, cell.sources, ceilings.SKLEARN_SEED + run)
+        atoms = ceilings.sklearn_learned(data.x_train, cell.sources, ceilings.SKLEARN_SEED + run)
         if cell.data == "sklearn":
-            coders.append(Coder(functools.partial(ceilings.sklearn_codes, found), found, {}))
+            coders.append(Coder(functools.partial(ceilings.sklearn_codes, atoms), atoms, {}))
         else:
-            coders.append(_certified_on(ceilings.turned(found, data.x_train), cell.lam_half, {}))
+            coders.append(_certified_on(ceilings.turned(atoms, data.x_train), cell.lam_half, {}))
     return coders
 
 
@@ -222,16 +221,13 @@ def score(cell: Cell, data: Data, coder: Coder) -> dict[str, Any]:
     """A run's numbers on the test half."""
     z = coder.code(data.x_test)
     match = "identity" if cell.goal == "codes" else "hungarian"
-    row = coder.about | {
-        "mcc": recovery.mcc(data.codes_test, z, match).mcc,
-        "mcc_chance": untrained_level(data.codes_test, data.x_test, match),
-        "mcc_shuffled": recovery.chance_of_codes(data.codes_test, z, match=match).mean,
-    }
+    row = coder.about | found.of_codes(data.codes_test, data.x_test, z, match, signed=cell.data == "sklearn")
     if cell.goal != "codes" and cell.method != "true_dictionary":
-        row |= _of_atoms(data.dictionary, coder.dictionary)
-    mse = float(((z @ coder.dictionary + coder.offset - data.x_test) ** 2).mean())
-    row |= {"mse": mse, "loss": mse + cell.lam * float(np.abs(z).mean())}
-    row |= {f"l0@{above:g}": float((np.abs(z) > above).mean()) for above in L0_ABOVE}
+        row |= found.of_atoms(data.dictionary, coder.dictionary)
+    if cell.goal != "codes":  # the cosine loss fixes no scale
+        mse = float(((z @ coder.dictionary + coder.offset - data.x_test) ** 2).mean())
+        row |= {"mse": mse, "loss": mse + cell.lam * float(np.abs(z).mean())}
+    row |= {f"density@{above:g}": float((np.abs(z) > above).mean()) for above in ACTIVE_ABOVE} | cost(cell)
     if cell.protocol == "controlled" and cell.lam > 0 and cell.goal != "codes" and not cell.offset:
         row |= _against_exact(cell, data, coder, z)
     if data.split is not None:
@@ -240,16 +236,6 @@ def score(cell: Cell, data: Data, coder: Coder) -> dict[str, Any]:
         scored = compositions.scores(*args)
         names = ("mcc", "support_share", "support_exact", "mse", "l0", "pair_found")
         row |= {f"{one['where']}_{key}": one[key] for one in scored for key in names if key in one}
-    return row
-
-
-def _of_atoms(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    sources, dimensions = truth.shape
-    row = {}
-    kinds: dict[str, recovery.Kind] = {"dict_mcc": "pearson", "dict_mcc_cosine": "cosine"}
-    for name, kind in kinds.items():
-        row[name] = recovery.mcc(truth.T, found.T, kind=kind).mcc
-        row[f"{name}_chance"] = recovery.chance(dimensions, sources, len(found), kind=kind).mean
     return row
 
 
@@ -264,10 +250,3 @@ def _against_exact(cell: Cell, data: Data, coder: Coder, z: np.ndarray) -> dict[
         "objective_exact": float(proof.objective.mean()),
         "exact_gap": float(proof.gap.mean() / proof.objective.mean()),
     }
-
-
-def untrained_level(truth: np.ndarray, x: np.ndarray, match: recovery.How, draws: int = 5) -> float:
-    """MCC of ReLU encoders with random weights: what latents score that were not trained, but see the same x."""
-    rng = np.random.default_rng([7, *x.shape, truth.shape[1]])
-    drawn = (np.maximum(x @ rng.standard_normal((x.shape[1], truth.shape[1])), 0) for _ in range(draws))
-    return float(np.mean([recovery.mcc(truth, z, match).mcc for z in drawn]))

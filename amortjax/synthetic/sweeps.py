@@ -13,6 +13,7 @@ import itertools
 from typing import Any
 
 from amortjax.errors import AmortjaxError
+from amortjax.synthetic.sweep_costs import TRAINED, equal_steps
 
 METHODS = ("sae", "mlp", "sparse_coding", "certified_learner", "true_dictionary", "sklearn")
 SWEEPS = ("size", "l1", "topk", "width", "bias", "large", "ood", "ceilings")
@@ -21,6 +22,10 @@ TOPK = (1, 2, 3, 4, 5, 8, 10, 15)
 WIDTHS = (16, 32, 64, 128, 256, 512)
 WIDTH_SIZES = ((16, 8, 3), (32, 16, 6), (64, 16, 6))
 SIZE_STEPS = {3: 50_000, 9: 50_000, 15: 25_000}
+_ONLY_OF = {  # a flag that would change nothing is a mistake
+    "lams": ("l1",), "topks": ("topk",), "widths": ("width", "bias", "ood", "large"), "pairs": ("ood",),
+    "batch": ("large",), "test_samples": ("large",),
+}  # fmt: skip
 AFTER_L1, AFTER_TOPK = 0.5, (1, 3, 5, 10)  # sparse coding at this lam, TopK only when it codes the test data
 SEED, SIZE_SEED = 20240926, 20240927
 
@@ -84,6 +89,7 @@ class Asked:
     """What the user sets; None and () leave what was published."""
 
     protocol: str = "literal"
+    distribution: str = "uniform"
     methods: tuple[str, ...] = ()
     sources: tuple[int, ...] = ()
     dimensions: tuple[int, ...] = ()
@@ -107,17 +113,32 @@ def plan(sweep: str, asked: Asked) -> list[Cell]:
     """The cells of a sweep, in the order of its table. AmortjaxError if nothing is left of it."""
     if sweep not in _PLANS:
         raise AmortjaxError(f"--sweep={sweep}: choose one of {', '.join(SWEEPS)}")
+    for name, sweeps in _ONLY_OF.items():
+        if getattr(asked, name) and sweep not in sweeps:
+            raise AmortjaxError(f"--{name}: not a flag of --sweep={sweep}, only of {', '.join(sweeps)}")
+    own_data = sweep == "large" or (sweep == "ceilings" and asked.protocol == "literal")
+    if asked.distribution != "uniform" and own_data:
+        raise AmortjaxError(f"--distribution={asked.distribution}: --sweep={sweep} has data of its own")
     cells = [_asked(cell, asked) for cell in _PLANS[sweep](asked)]
     cells = [cell for cell in cells if not asked.methods or cell.method in asked.methods]
     cells = [cell for cell in dict.fromkeys(cells) if cell.active <= cell.sources]
     if not cells:
-        raise AmortjaxError(f"nothing of --sweep={sweep} is left: name other --methods or sizes")
+        exact = {"certified_learner", "true_dictionary"} & set(asked.methods)
+        more = ", or --protocol=controlled, which brings exact codes" if exact else ""
+        raise AmortjaxError(f"nothing of --sweep={sweep} is left: name other --methods or sizes{more}")
     return cells
 
 
 def _asked(cell: Cell, asked: Asked) -> Cell:
     names = ("steps", "code_steps", "runs", "samples", "seed")
     given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    if cell.data != "sklearn":
+        given["data"] = asked.distribution
+    if (
+        asked.protocol == "controlled"
+    ):  # equal terms: fresh data for every run, the SAE's training FLOPs for all
+        cell = dataclasses.replace(cell, **given, redraw=cell.redraw or not cell.batch)
+        given["steps"] = equal_steps(cell) if cell.method in TRAINED else cell.steps
     if cell.method in ("certified_learner", "true_dictionary"):
         # What does not apply is brought to one value, so that cells are the same where they are the same.
         given |= {"steps": 0, "code_steps": 0, "lr": 0.0, "code_lr": 0.0}

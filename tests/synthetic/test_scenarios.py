@@ -84,7 +84,9 @@ def test_training_flops_are_the_released_axis():
             assert paid["inference_flops_paper"] == point["test_flops"]
 
 
-@pytest.mark.parametrize(("section", "scenario"), [("known_Z", "known_codes"), ("known_D", "known_dictionary")])
+@pytest.mark.parametrize(
+    ("section", "scenario"), [("known_Z", "known_codes"), ("known_D", "known_dictionary")]
+)
 def test_known_scenarios_have_the_released_axis_too(section, scenario):
     """One axis there: training and inference together."""
     points, setup = json.loads(GOLDEN.read_text())[f"{section}_uniform"]["points"], Setup(scenario)
@@ -99,7 +101,7 @@ def test_known_codes_have_the_certified_optimum_beside_them():
     rows = list(controlled.rows(setup, "sae", 0.0, 1))
     assert [row["codes"] for row in rows] == ["own", "own", "optimal", "optimal"]
     assert not any({"loss_test", "suboptimality"} & row.keys() for row in rows)
-    assert all(r["mcc"] < 1 and 0 < r["inference_flops"] for r in rows)
+    assert all(r["mcc"] < 1 and r["inference_flops"] > 0 for r in rows)
 
 
 def test_targets_are_the_issues():

@@ -11,7 +11,16 @@ import pytest
 
 from amortjax.errors import AmortjaxError
 from amortjax.metrics import recovery
-from amortjax.synthetic import encoders, free_codes, generators, large, sweep_cells, sweeps, training
+from amortjax.synthetic import (
+    encoders,
+    free_codes,
+    generators,
+    large,
+    sweep_cells,
+    sweep_costs,
+    sweeps,
+    training,
+)
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden/papers/sparse_inference_2411_13117.json").read_text()
@@ -74,11 +83,43 @@ def test_what_is_asked_for_replaces_what_was_published():
         "certified_learner",
         "true_dictionary",
     ]
-    assert all(c.sources == 6 and c.samples == 64 for c in cells) and cells[-1].runs == 1
+    assert all(c.sources == 6 and c.samples == 64 for c in cells) and cells[-1].runs == 2
     assert len({c.name for c in cells}) == 5
     assert dataclasses.replace(cells[0], seed=1).name != cells[0].name
     with pytest.raises(AmortjaxError, match="nothing of"):
         sweeps.plan("l1", asked(methods=("sklearn",)))
+    with pytest.raises(AmortjaxError, match="--protocol=controlled"):
+        sweeps.plan("l1", asked(methods=("certified_learner",)))
+
+
+def test_controlled_is_equal_terms():
+    """Fresh data for every run, and about the SAE's training FLOPs for every method, as they are reported."""
+    for sweep in ("size", "l1", "width", "bias", "ceilings", "ood"):
+        cells = sweeps.plan(sweep, asked(protocol="controlled", steps=50_000, sources=(16,), active=(3,)))
+        assert all(c.redraw for c in cells)
+        sae = sweeps.Cell("sae", steps=50_000)
+        for cell in cells:
+            paid = sweep_costs.cost(cell)
+            if cell.method in ("mlp", "sparse_coding") and cell.goal != "codes" and cell.dimensions == 8:
+                assert paid["train_flops"] == pytest.approx(sweep_costs.cost(sae)["train_flops"], rel=1e-3)
+    supervised = [c for c in sweeps.plan("ood", asked(protocol="controlled")) if c.goal == "codes"]
+    assert len({round(sweep_costs.cost(c)["train_flops"], -8) for c in supervised}) == 1
+
+
+def test_published_flops():
+    assert sweep_costs.cost(sweeps.Cell("sae", steps=50_000))["train_flops_paper"] == 89_292_800_000
+    found = sweep_costs.cost(sweeps.Cell("sparse_coding", steps=50_000))
+    assert found["train_flops_paper"] == 2_623_897_600_000
+    assert found["inference_flops_paper"] * 1024 == 7_209_107_456
+
+
+def test_flags_of_other_sweeps_are_refused():
+    for given in ({"lams": (0.5,)}, {"topks": (3,)}, {"widths": (64,)}, {"pairs": 2}, {"batch": 8}):
+        with pytest.raises(AmortjaxError, match=f"--{next(iter(given))}: not a flag of --sweep=size"):
+            sweeps.plan("size", asked(**given))
+    with pytest.raises(AmortjaxError, match="--distribution=zipf"):
+        sweeps.plan("large", asked(distribution="zipf"))
+    assert {c.data for c in sweeps.plan("l1", asked(distribution="zipf"))} == {"zipf"}
 
 
 @pytest.mark.parametrize("method", ["sae", "sparse_coding"])
@@ -107,7 +148,7 @@ def test_numbers_of_a_row():
     cell = sweeps.plan("l1", asked(protocol="controlled", methods=("sae",), lams=(0.01,), **TINY))[0]
     row = sweep_cells.measured([cell])[cell][0]
     assert row["objective"] >= row["objective_exact"] > 0 and 0 <= row["exact_gap"] < 1e-3
-    assert row["loss"] >= row["mse"] and row["l0@0.001"] <= row["l0@0"] <= 1
+    assert row["loss"] >= row["mse"] and row["density@0.001"] <= row["density@0"] <= 1
     assert row["dict_mcc_chance"] == recovery.chance(4, 6, 6).mean and 0 < row["mcc_chance"] < 1
     truth = dataclasses.replace(cell, method="true_dictionary", runs=1)
     best = sweep_cells.measured([truth])[truth][0]
