@@ -26,16 +26,6 @@ from amortjax.errors import AmortjaxError
 from amortjax.launch import huge_pages
 
 
-# A file name or a list among the defaults stays whole, so that it can be copied.
-HELP = textwrap.TextWrapper(
-    width=100,
-    initial_indent=" " * 6,
-    subsequent_indent=" " * 6,
-    break_long_words=False,
-    break_on_hyphens=False,
-)
-
-
 class FlagError(AmortjaxError):
     """A flag that does not exist or has a value it can't take."""
 
@@ -128,6 +118,16 @@ def _show(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+# A file name or a list among the defaults stays whole, so that it can be copied.
+_HELP = textwrap.TextWrapper(
+    width=100,
+    initial_indent=" " * 6,
+    subsequent_indent=" " * 6,
+    break_long_words=False,
+    break_on_hyphens=False,
+)
+
+
 def help_text(config_class: type, module: str) -> str:
     """The `--help` page of a launcher: its docstring, then each flag with default and choices."""
     doc = textwrap.dedent(sys.modules[config_class.__module__].__doc__ or "").strip()
@@ -143,7 +143,7 @@ def help_text(config_class: type, module: str) -> str:
         elif _show(field.default):
             text += f" Default: {_show(field.default)}."
         lines.append(f"  --{field.name}")
-        lines += HELP.wrap(text)
+        lines += _HELP.wrap(text)
     return "\n".join(lines)
 
 

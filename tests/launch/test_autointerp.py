@@ -249,7 +249,9 @@ def test_a_dry_run_says_what_it_costs_and_needs_neither_key_nor_server(folder, t
     assert "6 calls (6 answers are there already), about " in said
     tokens = int(said.split("about ")[1].split(" prompt")[0])
     assert f"about {tokens:.2f} at these prices" in said and not list(tmp_path.iterdir())
-    with pytest.raises(AmortjaxError, match=f"{ENV}: this environment variable is not set"):
+    with pytest.raises(
+        AmortjaxError, match="--api_key_env: the environment variable that it names is not set"
+    ):
         autointerp.run(config(folder, tmp_path, **given))
 
 
