@@ -7,6 +7,7 @@ missed. --torch times the same training loops in PyTorch in the same run, call b
 """
 
 import dataclasses
+import importlib.util
 import statistics
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -92,7 +93,12 @@ def compared(config: Config, points: list["Published"]) -> list[dict[str, Any]]:
 
 def verdict(point: "Published", runs: list[dict[str, Any]], target: float | None) -> dict[str, Any]:
     """ok None: not judged."""
-    ours = [row["loss_test" if point.metric == "loss" else point.metric] for row in runs]
+    key = "loss_test" if point.metric == "loss" else point.metric
+    if any(key not in row for row in runs):
+        raise AmortjaxError(
+            f"--golden has {point.metric} of {point.scenario}, {point.method}: there is none to compare"
+        )
+    ours = [row[key] for row in runs]
     difference = statistics.fmean(ours) - point.value
     return {
         "checkpoint": point.scenario, "mode": point.method, "condition": point.distribution, **point._asdict(),
@@ -137,6 +143,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     from amortjax.files import write_atomically
 
     points = chosen(config)
+    if config.torch and importlib.util.find_spec("torch") is None:
+        raise AmortjaxError("--torch needs PyTorch: pip install torch, or leave the flag out")
     rows = compared(config, points)
     text = table(rows)
     missed = [row for row in rows if row["ok"] is False]

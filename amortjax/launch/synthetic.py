@@ -79,6 +79,14 @@ class Config(flagged.Out):
             raise AmortjaxError(f"--active={self.active}: there are only --sources={self.sources}")
         if self.samples < 4:
             raise AmortjaxError(f"--samples={self.samples}: half train, half test; give at least 4")
+        if self.protocol == "controlled" and self.lam == 0:
+            raise AmortjaxError(
+                "--lam=0: nothing is certified there, and controlled compares with the optimum"
+            )
+        if self.protocol == "literal" and self.budget:
+            raise AmortjaxError(
+                "--budget: of --protocol=controlled only; literal trains all methods for --steps"
+            )
         return self
 
 
@@ -88,18 +96,20 @@ def run(config: Config) -> list[dict[str, Any]]:
     # Heavy imports after the flags' checks, so that --help and mistakes are quick.
     from amortjax.launch import synthetic_parts
     from amortjax.report import tables
+    from amortjax.synthetic import step_costs
 
     jobs = synthetic_parts.jobs(config)
     rows: list[dict[str, Any]] = []
     for job in jobs:
         rows += synthetic_parts.finished(config, job)
         tables.write_results(rows, config.folder)
-    report(config, rows)
+    counted = [step_costs.counted(setup, method) for setup, method in synthetic_parts.methods_of(jobs)]
+    report(config, rows, counted)
     return rows
 
 
-def report(config: Config, rows: list[dict[str, Any]]) -> None:
-    """Tables in the terminal, pictures, report.md and report.html."""
+def report(config: Config, rows: list[dict[str, Any]], counted: list[dict[str, Any]]) -> None:
+    """Tables in the terminal, pictures, report.md and report.html. `counted`: FLOPs in three conventions."""
     from amortjax.files import write_atomically
     from amortjax.launch import section5
     from amortjax.report import figures_pareto, figures_synthetic, sheets
@@ -108,7 +118,7 @@ def report(config: Config, rows: list[dict[str, Any]]) -> None:
     shown = words.for_pareto(rows)
     pictures = [*figures_synthetic.draw(rows, config.folder / "figures")]
     pictures += figures_pareto.pareto(shown, config.folder / "figures")
-    made = words.report(rows, pictures)
+    made = words.report(rows, pictures, counted)
     write_atomically(config.folder / "config.json", flagged.to_json(config))
     sheets.write(made, config.folder, section5.used_versions(), dataclasses.asdict(config))
     print(sheets.printed(made))

@@ -33,17 +33,24 @@ class Job(NamedTuple):
 
 
 def jobs(config: "Config") -> list[Job]:
-    """In the order they run; AmortjaxError on a method that no chosen scenario has."""
+    """In the order they run; AmortjaxError on a method that no chosen scenario has, or a budget that can't be spent."""
     names = scenarios.SCENARIOS if config.scenario == "all" else (config.scenario,)
     found, refused = [], dict.fromkeys(config.methods, 0)
     for name in names:
         setup = setup_of(config, name)
         for method in _methods(config, name, refused):
+            if config.protocol == "controlled":
+                controlled.steps_of(setup, method, controlled.budget_of(setup, config.budget))
             found.append(Job(setup, method, config.protocol, _log_points(config, setup), config.budget))
     for method, times in refused.items():
         if times == len(names):
             scenarios.check_methods(names[-1], (method,))
     return found
+
+
+def methods_of(jobs: list[Job]) -> list[tuple[Setup, str]]:
+    """Each scenario's methods, once."""
+    return list({(job.setup.scenario, job.method): (job.setup, job.method) for job in jobs}.values())
 
 
 def setup_of(config: "Config", scenario: str) -> Setup:

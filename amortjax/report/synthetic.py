@@ -1,8 +1,8 @@
 """The synthetic scenarios as tables and words (rows of `launch.synthetic`).
 
-A row is one (scenario, distribution, method, run, step): mcc, mcc_chance, mcc_corrected; dict_mcc and dict_cosine with
-theirs; mse, loss_test, objective, l0@THRESHOLD; train_flops, inference_flops (of all test samples) and the same under
-the paper's convention; `codes`: "own", or by what other means codes were found on the method's dictionary.
+A row is one (scenario, distribution, method, run, step): what `synthetic.found` says of codes and atoms; mse,
+loss_test, objective, l0@THRESHOLD; train_flops, inference_flops (of all test samples) and the same under the paper's
+convention; `codes`: "own", or by what other means codes were found on the method's dictionary.
 """
 
 import statistics
@@ -19,20 +19,22 @@ CODES = {
     "optimal": "certified optimum", "ito_warm": "ITO from the SAE's codes", "ito_random": "ITO from random codes",
     "ito_released": "ITO as released",
 }  # fmt: skip
+COUNTS = ("paper", "linear", "xla")
 SCENARIOS = {
     "known_codes": "codes known", "known_dictionary": "dictionary known", "unknown": "both unknown",
 }  # fmt: skip
 EXPLAINED = (
     "N sources, M dimensions, K active sources of a sample; x = s D, D with unit atoms, no noise.\n\n"
     "Latent MCC: mean over sources of |Pearson r| with the latent that a Hungarian matching gives it; with known codes "
-    "identity matching and signed r. Dictionary MCC: the same over the M entries of atoms. Chance: unrelated codes of "
-    "the same density (0 for signed r under identity matching), unrelated Gaussian dictionaries. An untrained "
-    "ReLU encoder sees the same x and scores about .47 at 16 / 8 / 3. Corrected: (MCC - chance) / (1 - chance).\n\n"
+    "identity matching and signed r. Dictionary MCC: the same over the M entries of atoms. Chance: ReLU encoders with "
+    "random weights on the same x (about .48 at 16 / 8 / 3), unrelated Gaussian dictionaries. Corrected: "
+    "(MCC - chance) / (1 - chance). Unrelated codes of the same density score far less (see the other measures).\n\n"
     "Loss: mean squared error + lambda_c * mean |z|, means over all entries (the released form). P: the same objective "
     "per sample in half form, lambda = lambda_c M / 2N. (P - P*) / P*: distance to the certified optimum on the same "
-    "dictionary. L0: mean number of codes above .001; log codes are never exactly 0.\n\n"
-    "FLOPs: of all training steps, and of coding all test samples, `linear` convention; the files hold the paper's as "
-    "well. An active set is counted with as many rounds as a code has active latents.\n\n"
+    "dictionary. L0: mean number of codes above .001; log codes are never exactly 0. With known codes the cosine loss "
+    "fixes no scale, so that there is no error to tell.\n\n"
+    "FLOPs: of all training steps, and of coding all test samples, `linear` convention; the paper's and XLA's own "
+    "count are in a table of their own. An active set is counted by the rounds it took.\n\n"
     "Mean +- standard deviation over runs. literal: with known codes and known dictionary all runs have the same data "
     "and differ in their first weights only, as released; ITO on a known dictionary has no randomness at all. In the "
     "paper's other sweeps runs differ in data too, so its deviations do not mean one thing. controlled: runs differ in "
@@ -49,6 +51,8 @@ def label_of(row: Row) -> str:
         return name
     solver = {"fista": "FISTA-", "ista": "ISTA-"}
     other = next((dash + codes[len(key) :] for key, dash in solver.items() if codes.startswith(key)), codes)
+    if row.get("scenario") != "unknown" and codes != "ito_warm":
+        name = "true dictionary"  # the same codes beside every method
     if str(codes).startswith("ito_"):
         other = f"{CODES.get(codes, codes)}, {row['iterations']} iterations"
     return f"{name}, {CODES.get(codes, other) if not codes.startswith('ito_') else other}"
@@ -121,9 +125,52 @@ def sheets_of(rows: Sequence[Row]) -> list[Sheet]:
         title = _title(scenario, distribution)
         out.append(sheet(f"{title}: at the end", last))
         if others:
-            beside = list(groups(others, "method", "codes", "iterations").values())
-            out.append(sheet(f"{title}: other codes on the same dictionaries", beside))
+            found = groups([row | {"label": label_of(row)} for row in others], "label", "method").items()
+            beside = {
+                label: runs for (label, _), runs in reversed(found)
+            }  # the same codes beside every method: once
+            out.append(sheet(f"{title}: other codes on the same dictionaries", list(beside.values())[::-1]))
+        out.append(_measures(f"{title}: other measures", last))
     return out
+
+
+def _measures(title: str, blocks: Sequence[list[Row]]) -> Sheet:
+    """Other similarities and matchings than those of the first table, and L0 at each threshold."""
+    columns = (
+        ("latent cosine", "mcc_cosine"), ("chance", "mcc_cosine_chance"), ("corrected", "mcc_cosine_corrected"),
+        ("Hungarian MCC", "mcc_hungarian"), ("greedy MCC", "mcc_greedy"), ("MCC of unrelated codes", "mcc_independent"),
+        ("dictionary cosine", "dict_mcc_cosine"), ("chance", "dict_mcc_cosine_chance"),
+        ("corrected", "dict_mcc_cosine_corrected"), ("greedy dictionary MCC", "dict_mcc_greedy"),
+        *((f"L0 above {above}", f"l0@{above}") for above in ("0.001", "0.0001", "1e-05", "0")),
+    )  # fmt: skip
+    shown = [column for column in columns if any(mean(runs, column[1]) is not None for runs in blocks)]
+    body = [[label_of(runs[0]), *(spread(runs, key) for _, key in shown)] for runs in blocks]
+    return Sheet(title, ["codes", *(name for name, _ in shown)], body)
+
+
+def flops_sheet(rows: Sequence[Row]) -> Sheet:
+    """Rows of `metrics.flops.beside`: a training step on the batch, and one sample's inference, by three counts."""
+    header = ["scenario", "method", *(f"{part}, {how}" for part in ("step", "inference") for how in COUNTS)]
+    body = [
+        [
+            SCENARIOS.get(row["scenario"], row["scenario"]),
+            label_of(row),
+            *(_counted(row, part, how) for part in ("train", "inference") for how in COUNTS),
+        ]
+        for row in rows
+    ]
+    text = (
+        "Of one training step on the batch, and of one sample's inference (codes by optimisation: all iterations). XLA "
+        "counts what it compiled: Adam once per parameter, the loss, the atoms' gradient; > where that holds a loop, "
+        "whose body is counted once."
+    )
+    return Sheet("FLOPs in three conventions", header, body, text)
+
+
+def _counted(row: Row, part: str, how: str) -> str:
+    value = row.get(f"{part}_{how}")
+    less = how == "xla" and value is not None and not row.get(f"{part}_xla_whole")
+    return (">" if less else "") + short(None if value is None else float(value))
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -136,7 +183,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             continue
         ranked = sorted(last, key=lambda m: -last[m])
         named = ", ".join(f"{label_of({'method': m})} {short(last[m])}" for m in ranked)
-        out.append(f"{_title(scenario, distribution)}: latent MCC at the end: {named}.")
+        chance = short(mean(block, "mcc_chance"))
+        out.append(f"{_title(scenario, distribution)}: latent MCC at the end (chance {chance}): {named}.")
         for method, steps in found.items():
             best = max(steps, key=lambda s: mean(steps[s], "mcc") or 0.0)
             peak = mean(steps[best], "mcc") or 0.0
@@ -158,8 +206,10 @@ def about(rows: Sequence[Row]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def report(rows: Sequence[Row], pictures: Sequence[Path]) -> Report:
-    return Report(TITLE, about(rows), sentences(rows), sheets_of(rows), EXPLAINED, pictures)
+def report(rows: Sequence[Row], pictures: Sequence[Path], counted: Sequence[Row] = ()) -> Report:
+    """`counted`: rows of `flops_sheet`."""
+    sheets = [*sheets_of(rows), *([flops_sheet(counted)] if counted else [])]
+    return Report(TITLE, about(rows), sentences(rows), sheets, EXPLAINED, pictures)
 
 
 def for_pareto(rows: Iterable[Row]) -> list[Row]:

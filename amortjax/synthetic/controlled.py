@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from amortjax.errors import AmortjaxError
 from amortjax.metrics import flops
 from amortjax.synthetic import coding, scenarios
 from amortjax.synthetic.encoders import init, stacked
@@ -43,7 +44,10 @@ def budget_of(setup: Setup, budget: float) -> float:
 def steps_of(setup: Setup, method: str, budget: float) -> int:
     """How many training steps of a method the budget pays for, at least one."""
     trained = "sae" if method == "sae_ito" else method
-    return max(1, round(budget / cost(setup, trained, 1)["train_flops"]))
+    steps = max(1, round(budget / cost(setup, trained, 1)["train_flops"]))
+    if steps >= 2**31:
+        raise AmortjaxError(f"--budget={budget:g}: {steps:.1e} steps of {method}, more than can be counted")
+    return steps
 
 
 def data_of(setup: Setup) -> list[Data]:

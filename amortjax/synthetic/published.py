@@ -5,6 +5,7 @@ Points of curves are read from files (tests/golden/papers, selected points of th
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,4 +80,6 @@ def _points(scenario: str, distribution: str, method: str, points: dict[str, Any
         for metric, key in (("mcc", "mcc_test"), ("dict_mcc", "dict_mcc"), ("loss", "loss_test")):
             if key in values:
                 at, value, std = int(step), float(values[key]), values.get(f"{key}_std")
+                if not math.isfinite(value):
+                    raise ValueError(f"{method} at {step}: {key} is {value}")
                 yield Published(scenario, distribution, method, at, metric, value, std, at == last)

@@ -140,11 +140,9 @@ def _encoders(runs: list, progress: bool) -> list[Coder]:
 def _sparse_coding(runs: list, progress: bool) -> list[Coder]:
     one = runs[0][0]
     x, (lam, lr) = _of_runs(runs, "x_train"), _numbers(runs)
-    n = x.shape[-2]
-    sizes = (n, one.sources, one.dimensions, one.offset)
-    weights = stacked(free_codes.init(cell.seed + run + MODEL_SEED, *sizes) for cell, run in runs)
+    sizes, free = (x.shape[-2], one.sources, one.dimensions), free_codes.Free(one.k, one.offset)
+    weights = stacked(free_codes.init(cell.seed + run + MODEL_SEED, *sizes, free) for cell, run in runs)
     if one.k or one.offset:
-        free = free_codes.Free(one.k, one.offset)
         step = lambda state, n: free_codes.advance(state, x, lam, lr, n, free=free)  # noqa: E731
     else:
         batch, fit = training.Batch(x), training.Fit(None, learn_dictionary=True, columns=one.columns)
@@ -155,8 +153,8 @@ def _sparse_coding(runs: list, progress: bool) -> list[Coder]:
     atoms = np.asarray(state.weights["atoms"] if raw else training.unit_atoms(state.weights["atoms"]))
     offsets = np.asarray(state.weights["offset"]) if one.offset else [None] * len(runs)
     return [
-        _told(functools.partial(_optimised, cell, own, 0.0 if offset is None else offset), own, offset)
-        for (cell, _), own, offset in zip(runs, atoms, offsets, strict=True)
+        _told(functools.partial(_optimised, cell, run, own, 0.0 if offset is None else offset), own, offset)
+        for (cell, run), own, offset in zip(runs, atoms, offsets, strict=True)
     ]
 
 
@@ -166,13 +164,15 @@ def _told(code: Callable[[np.ndarray], np.ndarray], atoms: np.ndarray, offset: A
     return Coder(code, atoms, {"offset": float(np.linalg.norm(offset))}, np.asarray(offset))
 
 
-def _optimised(cell: Cell, atoms: np.ndarray, offset: Any, x: np.ndarray) -> np.ndarray:
-    """Test codes of sparse coding: Adam on log codes as released, or certified."""
+def _optimised(cell: Cell, run: int, atoms: np.ndarray, offset: Any, x: np.ndarray) -> np.ndarray:
+    """Test codes of sparse coding: Adam on free codes as released, or certified."""
     if cell.protocol == "controlled" and cell.lam > 0 and not cell.k:
         z = certified_codes(atoms, x - offset, cell.lam_half)[0]
     else:
-        options = {"n_steps": cell.code_steps, "k": cell.k}
-        z = free_codes.code(jnp.asarray(x - offset), jnp.asarray(atoms), cell.lam, cell.code_lr, **options)
+        seed, half = cell.seed + run + MODEL_SEED, cell.samples // 2
+        begin = free_codes.start_of_test(seed, half, len(x), cell.sources, cell.dimensions, cell.k)
+        arrays = (jnp.asarray(x - offset), jnp.asarray(atoms), jnp.asarray(begin))
+        z = free_codes.code(*arrays, cell.lam, cell.code_lr, n_steps=cell.code_steps, k=cell.k)
     return np.asarray(largest(jnp.asarray(z), cell.k_after))
 
 

@@ -112,7 +112,7 @@ def loss_of(weights: Weights, batch: Batch, lam: Any, fit: Fit) -> jax.Array:
     return reconstruction_loss(z, dictionary, batch.x - weights.get("offset", 0.0), lam)
 
 
-def _step(state: State, batch: Batch, numbers: Numbers, fit: Fit) -> State:
+def one_step(state: State, batch: Batch, numbers: Numbers, fit: Fit) -> State:
     """One update of one seed."""
     key = state.key
     if fit.batch:
@@ -152,7 +152,7 @@ def advance(state: State, batch: Batch, numbers: Numbers, n_steps: Any, *, fit: 
     def one(parts: tuple[State, dict[str, Any], dict[str, Any]]) -> State:
         state, own_data, own_rates = parts
         mine, rate = Batch(**data, **own_data), Numbers(**rates, **own_rates)
-        return jax.lax.fori_loop(0, n_steps, lambda _, s: _step(s, mine, rate, fit), state)
+        return jax.lax.fori_loop(0, n_steps, lambda _, s: one_step(s, mine, rate, fit), state)
 
     side_by_side = lanes(fit, state.key.shape[0])
     # A batch of one would still be batched: its matmuls take three times as long as plain ones.

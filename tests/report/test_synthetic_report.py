@@ -28,7 +28,7 @@ def rows() -> list[dict]:
 
 
 def test_the_end_of_each_method_with_mean_and_deviation(rows):
-    end, beside = synthetic.sheets_of(rows)
+    end, beside, _ = synthetic.sheets_of(rows)
     assert [line[0] for line in end.body] == ["SAE", "MLP-32"]
     assert end.body[0][end.header.index("latent MCC ↑")] == ".600 ±.10"
     assert end.body[0][end.header.index("dictionary MCC ↑")] == "-"

@@ -10,7 +10,7 @@ import pytest
 
 from amortjax.errors import AmortjaxError
 from amortjax.metrics import flops
-from amortjax.synthetic import coding, controlled, published, scenarios, scoring
+from amortjax.synthetic import coding, controlled, published, scenarios, scoring, step_costs
 from amortjax.synthetic.scenarios import Setup
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "papers" / "sparse_inference_2411_13117.json"
@@ -215,3 +215,19 @@ def test_a_broken_file_of_published_points(tmp_path, text):
         published.read(path)
     with pytest.raises(AmortjaxError, match="--golden"):
         published.read(tmp_path / "none.json")
+
+
+# --- FLOPs ---
+
+
+@pytest.mark.parametrize("scenario", scenarios.SCENARIOS)
+def test_xla_counts_about_what_the_closed_forms_do(scenario):
+    for method in scenarios.METHODS[scenario]:
+        if method in published.REPORTED:  # a wide layer goes through a loop, which XLA counts once
+            continue
+        row = step_costs.counted(Setup(scenario, seeds=1), method)
+        assert row["inference_xla_whole"] and 0.9 < row["inference_xla"] / row["inference_linear"] < 1.2
+        if row["train_linear"]:
+            assert row["train_xla_whole"] and 0.7 < row["train_xla"] / row["train_linear"] < 1.3
+        else:
+            assert row["train_xla"] is None and scenario == "known_dictionary"

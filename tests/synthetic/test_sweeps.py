@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from amortjax.errors import AmortjaxError
 from amortjax.metrics import recovery
@@ -185,18 +186,25 @@ def test_free_codes_without_extras_are_the_training_cores():
         assert np.asarray(own.weights[name]) == pytest.approx(np.asarray(core.weights[name]), abs=1e-6)
 
 
-def test_topk_of_free_codes_begins_with_the_first_k_of_every_sample():
-    """Why TopK sparse coding stays near chance: all log codes begin equal."""
-    x = jnp.asarray(generators.make_data(3, 6, 4, 2, 64).x_train)
-    state = training.start(encoders.stacked([free_codes.init(1, 32, 6, 4)]))
-    state = free_codes.advance(state, x, 0.0, 1e-2, 1, free=free_codes.Free(k=2))
-    moved = np.asarray(state.weights["log_codes"][0]) != free_codes.LOG_START
-    assert moved[:, :2].all() and not moved[:, 2:].any()
+def test_topk_of_free_codes_moves_only_what_was_dealt():
+    """Why TopK sparse coding stays below chance: what begins below 0 has no gradient."""
+    x, free = jnp.asarray(generators.make_data(3, 6, 4, 2, 64).x_train), free_codes.Free(k=2)
+    begin = free_codes.init(1, 32, 6, 4, free)["relu_codes"]
+    state = training.start(encoders.stacked([free_codes.init(1, 32, 6, 4, free)]))
+    state = free_codes.advance(state, x, 0.0, 1e-2, 1, free=free)
+    moved = np.asarray(state.weights["relu_codes"][0]) != begin
+    rank = np.argsort(np.argsort(-begin, axis=1), axis=1)
+    assert np.array_equal(moved, (rank < 2) & (begin > 0))
+    torch.manual_seed(1)
+    torch.randn(4, 6)
+    assert np.allclose(begin, torch.randn(32, 6).numpy(), atol=3e-6)
+    assert np.allclose(free_codes.start_of_test(1, 32, 20, 6, 4, 2), torch.randn(20, 6).numpy(), atol=3e-6)
+    assert (free_codes.start_of_test(1, 32, 20, 6, 4, 0) == free_codes.LOG_START).all()
 
 
 def test_a_bias_takes_up_an_offset_of_the_data():
     x = jnp.asarray(generators.make_data(3, 6, 4, 2, 64).x_train) + 2.0
-    state = training.start(encoders.stacked([free_codes.init(1, 32, 6, 4, True)]))
+    state = training.start(encoders.stacked([free_codes.init(1, 32, 6, 4, free_codes.Free(bias=True))]))
     state = free_codes.advance(state, x, 0.01, 0.05, 200, free=free_codes.Free(bias=True))
     assert float(jnp.mean(state.weights["offset"])) > 1
 
