@@ -18,7 +18,7 @@ OWN = {
         "MODES": "()",
     },
     "compute_optimal": {
-        "SEEDS": "2", "ITERATIONS": "50", "CONTROLLED": '("mlp32", "sparse_coding")',
+        "SEEDS": "2", "ITERATIONS": "50", "CONTROLLED": '("sae", "sparse_coding")',
         "THEOREM": '{"steps": 30, "dictionaries": 10, "sparsities": (2,)}',
     },
     "quickstart": {"SAES": '{"topk": {"k": 8}}', "MODES": '("amortized", "optimal", "optimal_refit")'},

@@ -246,6 +246,8 @@ def _bias(asked: Asked) -> list[Cell]:
 
 def _ood(asked: Asked) -> list[Cell]:
     size: dict[str, Any] = _size_of(asked) | {"redraw": True, "runs": 5}
+    if size["active"] < 2:
+        raise AmortjaxError("--active=1: no two sources are ever active together; give at least 2")
     size["pairs"] = size["sources"] // 2 if asked.pairs is None else asked.pairs
     hidden = (asked.widths or (256,))[0]
     supervised = [Cell("sae", **size, goal="codes"), Cell("mlp", **size, goal="codes", hidden=hidden)]

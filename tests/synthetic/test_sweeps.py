@@ -118,6 +118,8 @@ def test_flags_of_other_sweeps_are_refused():
     for given in ({"lams": (0.5,)}, {"topks": (3,)}, {"widths": (64,)}, {"pairs": 2}, {"batch": 8}):
         with pytest.raises(AmortjaxError, match=f"--{next(iter(given))}: not a flag of --sweep=size"):
             sweeps.plan("size", asked(**given))
+    with pytest.raises(AmortjaxError, match="--active=1"):
+        sweeps.plan("ood", asked(active=(1,)))
     with pytest.raises(AmortjaxError, match="--distribution=zipf"):
         sweeps.plan("large", asked(distribution="zipf"))
     assert {c.data for c in sweeps.plan("l1", asked(distribution="zipf"))} == {"zipf"}
