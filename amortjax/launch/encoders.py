@@ -41,9 +41,11 @@ class Config(flagged.Out, Text):
         float,
         "SAE: the loss is |x - x_hat|^2 over the data's variance, plus this times the sum of raw codes.",
     ] = 1e-4
-    mlp_lam: Annotated[float, "The same of the MLP."] = 7e-5
+    mlp_lam: Annotated[float, "MLP: the lambda of its loss, as --lam is the SAE's."] = 7e-5
     lr: Annotated[float, "Adam's rate, constant after --warmup."] = 3e-4
-    mlp_lr: Annotated[float | None, "The same of the MLP, which bears less; empty: --lr."] = None
+    mlp_lr: Annotated[float | None, "MLP: Adam's rate, which harms it sooner than the SAE; empty: --lr."] = (
+        None
+    )
     warmup: Annotated[int, "Steps over which the rates of SAE and MLP rise from 0; the paper has none."] = 0
     steps: Annotated[int, "Optimizer steps."] = 2000
     batch_size: Annotated[int, "Tokens per step."] = 1024
@@ -57,16 +59,28 @@ class Config(flagged.Out, Text):
     ] = "certified"
     lca_lam: Annotated[
         float | None,
-        "Its lambda, in the units of --lam; empty: --lam. literal: half form, raw units; empty: 0.1.",
+        "LCA dictionary: lambda of its codes, in the units of --lam (empty: --lam); with --lca=literal that of the "
+        "released search, half form on raw inputs (empty: 0.1).",
     ] = None
-    lca_lr: Annotated[float | None, "Its Adam's rate; empty: --lr, literal 3e-3."] = None
-    lca_steps: Annotated[int | None, "Its steps; empty: --steps."] = None
-    lca_batch_size: Annotated[int | None, "Its tokens per step; empty: --batch_size, literal 128."] = None
-    lca_iterations: Annotated[int | None, "Of its search; empty: lca 100, literal at most 300."] = None
+    lca_lr: Annotated[
+        float | None, "LCA dictionary: Adam's rate of the atoms; empty: --lr, with --lca=literal 3e-3."
+    ] = None
+    lca_steps: Annotated[int | None, "LCA dictionary: optimizer steps; empty: --steps."] = None
+    lca_batch_size: Annotated[
+        int | None, "LCA dictionary: tokens per step; empty: --batch_size, with --lca=literal 128."
+    ] = None
+    lca_iterations: Annotated[
+        int | None,
+        "LCA dictionary: iterations of a batch's search, with --lca=lca (empty: 100) or, at most, with --lca=literal "
+        "(empty: 300).",
+    ] = None
     lca_rounds: Annotated[
-        int, "Times codes and atoms take turns on a batch; later searches start at the last codes."
+        int,
+        "LCA dictionary: times codes and atoms take turns on a batch; later searches start at the last codes.",
     ] = 1
-    lca_tol: Annotated[float, "Relative gap of its certified codes in training."] = 1e-3
+    lca_tol: Annotated[
+        float, "LCA dictionary: relative duality gap of its codes in training, with --lca=certified."
+    ] = 1e-3
     factors: Annotated[tuple[float, ...], "Optimal codes also at these multiples of the SAE's L0."] = (
         0.5,
         2.0,
@@ -112,7 +126,13 @@ class Config(flagged.Out, Text):
             raise AmortjaxError("--methods is empty: name some of sae, mlp, lca")
         if any(not (factor > 0 and math.isfinite(factor)) for factor in self.factors):
             raise AmortjaxError("--factors: multiples of the SAE's L0 must be above 0")
-        if (self.stream or self.acts is None) and (self.model_name is None or self.layer_index is None):
+        no_model = self.model_name is None or self.layer_index is None
+        if self.stream and no_model:
+            raise AmortjaxError(
+                "--stream takes activations from a language model: give --model_name and --layer_index, or leave "
+                "--stream out to train on the store of --acts"
+            )
+        if self.acts is None and no_model:
             raise AmortjaxError(
                 "give --acts, or --model_name and --layer_index to take activations from a model"
             )
@@ -152,9 +172,10 @@ def run(config: Config) -> list[dict[str, Any]]:
 
     for recipe in encoders_training.recipes(config, 1.0).values():
         recipe.check()
+    lent = encoders_training.lent_saes(config)  # mistakes in them before hours of collecting and training
     # One after the other: a streamed model is not held while the other part runs.
     acts = None if config.stream else section5.activations(config.section5())
-    saes = encoders_training.trained(config, acts)
+    saes = encoders_training.trained(config, acts, lent)
     acts = section5.activations(config.section5()) if acts is None else acts
     found = encoders_parts.Comparison(config, saes, acts)
     rows: list[dict[str, Any]] = []

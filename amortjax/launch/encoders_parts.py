@@ -150,8 +150,11 @@ class Comparison:
         d, m, hidden = sae.d_in, sae.n_latents, hidden_of(sae)
         one_pass = flops.mlp_inference(d, m, hidden) if hidden else flops.sae_inference(d, m)
         per_token: int | None = one_pass
-        if mode in SEARCHED:
-            rounds, active = row.get("iterations"), row.get("l0")
+        rounds, active = row.get("iterations"), row.get("l0")
+        if mode == "released":
+            # No encoder's pass: it starts at zero.
+            per_token = None if rounds is None else round(rounds * released_flops(d, m)) + 2 * d * m
+        elif mode in SEARCHED:
             # The encoder's pass, where the search starts and what decoding costs.
             searched = (
                 None if rounds is None or active is None else searched_flops(d, m, rounds, active, mode)
@@ -236,6 +239,12 @@ def searched_flops(d: int, m: int, rounds: float, active: float, mode: str) -> i
     return round(rounds * flops.active_set(d, m, 1, k)) + refit
 
 
+def released_flops(d: int, m: int) -> int:
+    """Of one token's iteration of the released search, without the way back: it decodes the code (2 D M), correlates
+    the residual (2 D M), and decodes both codes that it tries (4 D M): two of ISTA's steps, small terms as there."""
+    return flops.ista(d, m, 2)
+
+
 def train_flops(sae: Any, name: str, done: dict[str, Any]) -> int | None:
     """Of a training as its train.json has it; None if that does not say."""
     try:
@@ -252,7 +261,8 @@ def train_flops(sae: Any, name: str, done: dict[str, Any]) -> int | None:
         return None
     # What a step takes beside the codes is what learning the atoms adds to an SAE's step.
     atoms = flops.sae_train(d, m) - flops.sae_train(d, m, False, False)
-    search = flops.active_set(d, m, 1, round(l0)) if codes == "certified" else flops.ista(d, m, 1)
-    # The released search decodes twice more an iteration, and is gone back through.
-    search *= 6 if codes == "literal" else 1
+    if codes == "literal":
+        search = 3 * released_flops(d, m)  # gone back through, which `flops` counts as two forwards
+    else:
+        search = flops.active_set(d, m, 1, round(l0)) if codes == "certified" else flops.ista(d, m, 1)
     return round(steps * rounds * batch * (taken * search + atoms))

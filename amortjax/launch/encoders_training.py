@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from amortjax.errors import AmortjaxError
+from amortjax.errors import AmortjaxError, CheckpointError
 from amortjax.files import write_atomically
 from amortjax.launch import train
 from amortjax.training.lca_dictionary import LITERAL_ITERATIONS, LITERAL_LAM, LITERAL_LR, LcaRecipe
@@ -65,20 +65,47 @@ def lca_recipe(config: Any, scale: float) -> LcaRecipe:
     )
 
 
-def trained(config: Any, store: Any) -> dict[str, Any]:
-    """{method: SAE in raw units}, in the order of --methods: lent, found trained, or trained now."""
+def lent_saes(config: Any) -> dict[str, Any]:
+    """{method: SAE} of --ckpts. AmortjaxError naming the flag if one can't be read."""
+    from amortjax.saes.formats import load_sae
+
+    found = {}
+    for name, path in config.lent().items():
+        try:
+            found[name] = load_sae(path)
+        except CheckpointError as error:
+            raise AmortjaxError(
+                f"--ckpts={name}={path}: {error}; give another, or none and {name} is trained"
+            ) from None
+    return found
+
+
+def _check_widths(lent: dict[str, Any], width: int) -> None:
+    for name, sae in lent.items():
+        if sae.d_in != width:
+            raise AmortjaxError(
+                f"--ckpts: {name} takes activations of width {sae.d_in}, but these have width {width}: give one of "
+                f"their model, layer and hook, or none and {name} is trained"
+            )
+
+
+def trained(config: Any, store: Any, lent: dict[str, Any]) -> dict[str, Any]:
+    """{method: SAE in raw units}, in the order of --methods: lent (`lent_saes`), found trained, or trained now."""
     from amortjax.report import training
     from amortjax.saes.formats import load_sae
     from amortjax.training import log, loop
 
-    lent, out = config.lent(), config.folder
-    paths: dict[str, str | Path] = dict(lent)
+    out = config.folder
+    paths: dict[str, str | Path] = {}
     own = [name for name in config.methods if name not in lent]
+    if store is not None:
+        _check_widths(lent, store.d_model)
     pace = loop.Pace(
         checkpoint_every=config.checkpoint_every, log_every=config.log_every, eval_every=config.eval_every
     )
     if own:
         sources = _Sources(config, store)
+        _check_widths(lent, sources(config.batch_size).d_model)
         made = recipes(config, kept_scale(out / "units.json", sources(config.batch_size)))
         one_pass = {name: (made[name], None) for name in own if name != "lca"}
         if one_pass:
@@ -90,7 +117,7 @@ def trained(config: Any, store: Any) -> dict[str, Any]:
         training.draw({name: log.read(out / name) for name in own}, out / "training.png")
     saes = {}
     for name in config.methods:
-        sae = load_sae(str(paths[name]))
+        sae = lent[name] if name in lent else load_sae(str(paths[name]))
         saes[name] = dataclasses.replace(sae, info=dataclasses.replace(sae.info, name=name))
     return saes
 
@@ -163,7 +190,7 @@ def _scale_of(path: Path, rows: dict[str, Any]) -> float:
 def train_lca(recipe: LcaRecipe, source: Any, out: Path, pace: Any) -> Path:
     """Trains the searched dictionary into OUT/lca, or finds it trained; the path of its weights."""
     from amortjax.saes.formats import load_sae, save_sae
-    from amortjax.training import lca_loop, room, saved
+    from amortjax.training import lca_loop, lca_plan, room, saved
 
     folder = out / "lca"
     path, file = folder / "sae.safetensors", folder / "train.json"
@@ -174,6 +201,7 @@ def train_lca(recipe: LcaRecipe, source: Any, out: Path, pace: Any) -> Path:
         load_sae(path)
         print(f"{folder}: trained already with these flags", file=sys.stderr)
         return path
+    lca_plan.announce(recipe, source, out, pace)
     found = lca_loop.train(source, recipe, folder, out / "lca_state", pace)
     room.room_for_checkpoint(folder, room.nbytes(found.sae))
     save_sae(found.sae, path)

@@ -19,23 +19,25 @@ WHOSE = {"sae": "the SAE's encoder", "mlp": "the MLP encoder"}
 EXPLAINED = (
     "SAE: a linear map and a ReLU. MLP encoder: one hidden layer and no linear map beside it. LCA dictionary: "
     "learned with searched codes and without an encoder. Optimal codes: certified optima of the lasso on a "
-    "dictionary; refit: non-negative least squares on their support, which takes the lasso's shrinkage away. All "
-    "are evaluated on the same test tokens; intervals are over documents, differences paired.\n\n"
-    "At equal L0: searched codes have the lambda at which they have the encoder's L0 on the calibration tokens. "
-    "NMSE is about the decoder's bias, NMSE uncentred is over |x|^2, FVU (variance-normalised NMSE, the paper's) "
-    "over the squared distance from the mean of all tokens, where the paper's code takes each batch's.\n\n"
-    "Gap, lambda*: (P - P*) / P* of the encoder at the lambda where the optimum has its L0. Gap, own: the same at "
-    "the lambda it was trained with, its own objective. Of searched codes it is what their certificate leaves "
-    "open.\n\n"
+    "dictionary; refit: non-negative least squares on their support, which takes the lasso's shrinkage away. "
+    "All are evaluated on the same test tokens; intervals are over documents, differences paired.\n\n"
+    "At equal L0: searched codes have the lambda at which they have the encoder's L0 on the calibration "
+    "tokens. NMSE is about the decoder's bias, NMSE uncentred is over |x|^2, FVU (variance-normalised NMSE, "
+    "the paper's) over the squared distance from the mean of all tokens, where the paper's code takes each "
+    "batch's.\n\n"
+    "Gap, lambda*: (P - P*) / P* of the encoder at the lambda where the optimum has its L0. Gap, own: the same "
+    "at the lambda it was trained with, its own objective. Of searched codes it is what their certificate "
+    "leaves open.\n\n"
     "FLOPs are closed forms: 2 a multiply-add, dense products; inference is encoding and decoding a token, of "
-    "searched codes the encoder's pass and the rounds of the active set (metrics.flops). The SAE's dictionary costs "
-    "its training whatever codes it is given. FLOPs are not time: the active set's small problems are few operations "
-    "and slow ones.\n\n"
+    "searched codes the encoder's pass and the rounds of the active set (metrics.flops), of the released "
+    "search its iterations. The SAE's dictionary costs its training whatever codes it is given. FLOPs are not "
+    "time: the active set's small problems are few operations and slow ones.\n\n"
     "Macro-F1: how well descriptions tell contexts in which a latent fires from those in which it is silent, a "
-    "mean of both classes' F1 and then of latents; about .5 is chance. The offline judge knows rules about tokens "
-    "and n-grams, no language: its scores compare methods with one another, not with those of a language model, "
-    "for which amortjax.launch.autointerp takes these SAEs. Latents are drawn from those that fire in "
-    "enough documents: a method with many dead ones is judged on the rest."
+    "mean of both classes' F1 and then of latents; a coin's, about .5, is chance and stands beside it. The "
+    "offline judge knows rules about tokens and n-grams, no language: its scores compare methods with one "
+    "another, not with those of a language model, for which amortjax.launch.autointerp takes these SAEs. "
+    "Latents are drawn from those that fire in enough documents: a method with many dead ones is judged on the "
+    "rest."
 )
 
 
@@ -78,6 +80,7 @@ _REST: tuple[Column, ...] = (
     ("dead@N ↓", lambda row: short(row.get("dead"))),
     ("dead, half ↓", _interval("dead_half")),
     ("macro-F1 ↑", _interval("macro_f1")),
+    ("a coin's", lambda row: short(row.get("judge_chance_random"))),
     ("FLOPs, training", lambda row: size(row.get("train_flops"))),
     ("FLOPs, a token", lambda row: size(row.get("inference_flops"))),
 )
@@ -172,9 +175,14 @@ def sentences(rows: Sequence[Row]) -> list[str]:
         out += _gaps(base, whose)
     judged = [row for row in rows if row.get("macro_f1") is not None]
     if len(judged) > 1:
-        parts = [f"{label(row)} {_interval('macro_f1')(row)}" for row in judged]
+        parts = [f"{label(row)} {_interval('macro_f1')(row)}{_coin(row)}" for row in judged]
         out.append(f"Macro-F1 of the judge: {', '.join(parts)}.")
     return out
+
+
+def _coin(row: Row) -> str:
+    level = row.get("judge_chance_random")
+    return "" if level is None else f" (a coin {short(level)})"
 
 
 def _against(row: Row) -> str:

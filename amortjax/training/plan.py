@@ -203,9 +203,16 @@ def announce(recipes: Sequence[Recipe], source: Any, out: str | Path, pace: Any)
         processes=jax.process_count(),
         shared=cpu,
     )
+    return announced(made, Path(out))
+
+
+def announced(made: Plan, *folders: Path) -> Plan:
+    """Prints a plan to stderr and checks it. `folders`: where it writes, all on one disk; what is in them already
+    counts as written."""
     if jax.process_index() == 0:
         print(made.text(), file=sys.stderr)
-    return made.check(device_free(), host_free(), disk_free(out) + _written(Path(out)))
+    free = disk_free(folders[0]) + sum(_written(folder) for folder in folders)
+    return made.check(device_free(), host_free(), free)
 
 
 def _written(folder: Path) -> int:

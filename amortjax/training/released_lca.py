@@ -54,6 +54,9 @@ def codes(
         kept = now._replace(done=done)
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), moved, kept)
 
+    # Around the condition, not within: of what a condition needs on the way back a copy is kept for each iteration, of
+    # the atoms too; so only `now` is.
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # not needed in a scan
     def one(now: _Now, _: None) -> tuple[_Now, None]:
         return jax.lax.cond(now.done, lambda n: n, step, now), None
 
@@ -62,7 +65,7 @@ def codes(
         jnp.zeros((n, m)), jnp.full((n,), 1 / m), jnp.full((n,), jnp.inf), jnp.zeros((), bool),
         jnp.zeros((), jnp.int32),
     )  # fmt: skip
-    last = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), first, None, length=iterations)[0]
+    last = jax.lax.scan(one, first, None, length=iterations)[0]
     return jax.nn.relu(last.u), last.count
 
 

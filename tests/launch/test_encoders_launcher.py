@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from amortjax.launch import encoders, encoders_parts, encoders_training, flagged
 from amortjax.metrics import bench, flops
 from amortjax.report.tables import read_results
 from amortjax.saes.formats import load_sae, save_sae
-from amortjax.training import lca_loop
+from amortjax.training import lca_loop, plan
 from tests.activations import tiny
 from tests.problems import toy_sae
 
@@ -99,6 +100,13 @@ def test_the_gpt2_preset_is_the_papers(monkeypatch):
     assert made["sae"].check().lam == pytest.approx(80e-4) and made["mlp"].check().lam == pytest.approx(56e-4)
     assert made["lca"].check().batch_size == 128
     assert all(made[name].resample_every == 15000 and made[name].lr == 3e-4 for name in made)
+
+
+def test_help_of_a_methods_own_flags_names_the_method():
+    hints = typing.get_type_hints(encoders.Config, include_extras=True)
+    for start, method in (("lca_", "LCA dictionary: "), ("mlp_", "MLP: ")):
+        own = {name: hint.__metadata__[0] for name, hint in hints.items() if name.startswith(start)}
+        assert own and all(text.startswith(method) for text in own.values()), own
 
 
 def test_every_method_is_there_at_every_l0(whole):
@@ -267,9 +275,48 @@ def test_lent_saes_are_not_trained(whole, tmp_path, monkeypatch):
     released = of(rows, "lca", "released", "own", "released")
     assert released["lam"] == 0.1 and 0 < released["l0"] <= M and 0 < released["iterations"] <= 100
     assert released["nmse"] == released["nmse_literal"] and "macro_f1" not in released
+    # From zero, without an encoder's pass: four products an iteration, and one that decodes.
+    per_iteration = 8 * D * M + 2 * D + 8 * M
+    assert released["inference_flops"] == round(released["iterations"] * per_iteration) + 2 * D * M
     own = config(tmp_path / "b", ckpts=f"sae={tmp_path / 'toy'}", methods="sae")
-    found = encoders_training.trained(own, None)["sae"]
+    found = encoders_training.trained(own, None, encoders_training.lent_saes(own))["sae"]
     assert found.info.name == "sae" and found.info.lam_train is None
+
+
+def test_lent_saes_are_looked_at_before_anything_is_collected_or_trained(tmp_path, monkeypatch, store):
+    def never(*_, **__):
+        raise AssertionError("too late")
+
+    for module, name in ((train, "train_all"), (lca_loop, "train")):
+        monkeypatch.setattr(module, name, never)
+    save_sae(toy_sae("standard", d=D + 1, m=M), tmp_path / "wide" / "sae.safetensors")
+    with pytest.raises(
+        AmortjaxError, match=f"--ckpts: sae takes .* width {D + 1}, .* have width {D}: "
+    ) as wide:
+        encoders.run(config(tmp_path / "out", ckpts=f"sae={tmp_path / 'wide'}"))
+    # From a language model there is no store yet: the source says how wide rows are.
+    source = dataclasses.make_dataclass("S", ["d_model"])(D)
+    monkeypatch.setattr(encoders_training._Sources, "_make", lambda self, n: source)
+    own = config(tmp_path / "out", ckpts=f"sae={tmp_path / 'wide'}")
+    with pytest.raises(AmortjaxError, match=f"width {D + 1}"):
+        encoders_training.trained(own, None, encoders_training.lent_saes(own))
+    monkeypatch.setattr(section5, "activations", never)
+    with pytest.raises(
+        AmortjaxError, match=r"--ckpts=sae=/nonexistent: .*no such file or folder; give"
+    ) as gone:
+        encoders.run(config(tmp_path / "out", ckpts="sae=/nonexistent"))
+    assert "\n" not in str(wide.value) + str(gone.value) and not (tmp_path / "out").exists()
+
+
+def test_the_searched_dictionarys_memory_is_planned_before_it_is_trained(tmp_path, monkeypatch, capsys):
+    def never(*_, **__):
+        raise AssertionError("begun")
+
+    monkeypatch.setattr(lca_loop, "train", never)
+    monkeypatch.setattr(plan, "host_free", lambda: 2**20)
+    with pytest.raises(AmortjaxError, match=r"not enough memory: .*--lca_batch_size=2048"):
+        encoders.run(config(tmp_path / "out", methods="lca", lca="literal", lca_batch_size=2048))
+    assert "memory plan: LCA dictionary, literal, M = 32, D = 16, 2048 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -309,7 +356,11 @@ def test_units_of_other_activations_are_refused(tmp_path, store):
         ({"ckpts": "topk=a"}, "NAME one of --methods=sae,mlp,lca"),
         ({"ckpts": "sae=a,sae=b"}, "each NAME once"),
         ({"acts": ""}, "give --acts, or --model_name and --layer_index"),
-        ({"stream": True}, "give --acts, or --model_name and --layer_index"),
+        (
+            {"stream": True},
+            "--stream takes activations from a language model: give --model_name and --layer_index",
+        ),
+        ({"stream": True, "model_name": "gpt2"}, "give --model_name and --layer_index"),
         ({"batch_size": 2**30}, "more than 1073741824 tokens are not counted"),
         ({"lca": "rozell"}, "Choices: certified, lca, literal"),
     ],

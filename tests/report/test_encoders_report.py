@@ -25,7 +25,7 @@ def difference(value: float) -> dict[str, float]:
 ROWS = [
     row("sae", "amortized", star_suboptimality_lower=0.29, star_suboptimality_upper=0.3,
         trained_suboptimality_lower=0.1, trained_suboptimality_upper=0.1,
-        macro_f1=0.63, macro_f1_lo=0.6, macro_f1_hi=0.66, judge_n_latents_asked=50),
+        macro_f1=0.63, macro_f1_lo=0.6, macro_f1_hi=0.66, judge_n_latents_asked=50, judge_chance_random=0.49),
     row("sae_optimal", "optimal", **difference(0.05), star_suboptimality_upper=1e-5, inference_flops=2_000_000),
     row("sae_optimal", "optimal_refit", **difference(-0.05), star_suboptimality_upper=0.7),
     row("lca", "optimal", **difference(0.005), macro_f1=0.5, judge_n_latents_asked=50),
@@ -43,7 +43,7 @@ def test_sentences_say_what_the_intervals_say():
         said[1]
         == "The SAE's encoder is at most 30 % at lambda* and at most 10 % on its own objective above the optimum."
     )
-    assert said[2] == "Macro-F1 of the judge: SAE .63 ±.03, LCA dictionary .500."
+    assert said[2] == "Macro-F1 of the judge: SAE .63 ±.03 (a coin .490), LCA dictionary .500."
     none = [dict(ROWS[0]), row("lca", "optimal", nmse_minus_encoder=0.1)]
     assert "LCA dictionary .200 (no interval)" in encoders.sentences(none)[0]
 
@@ -65,6 +65,11 @@ def test_tables_hold_each_l0_and_each_objective(tmp_path):
     cell = lambda i, name: first.body[i][first.header.index(name)]  # noqa: E731
     assert cell(0, "gap, λ* ↓") == "[.290, .300]" and cell(0, "gap, own ↓") == ".100"
     assert cell(1, "gap, λ* ↓") == "≤1.0e-5" and cell(2, "gap, λ* ↓") == "-"  # a refit has no objective
+    assert (
+        cell(0, "macro-F1 ↑") == ".63 ±.03"
+        and first.header[first.header.index("macro-F1 ↑") + 1] == "a coin's"
+    )
+    assert cell(0, "a coin's") == ".490" and cell(1, "a coin's") == "-"
     assert cell(1, "- encoder's") == ".050 ±.010" and cell(0, "- encoder's") == "-"
     assert cell(0, "FLOPs, training") == "3.00e9" and cell(0, "FLOPs, a token") == "528"
     assert "fewer than 50 documents" in made.sheets[1].text
