@@ -100,7 +100,9 @@ def verdict(point: "Published", runs: list[dict[str, Any]], target: float | None
         )
     ours = [row[key] for row in runs]
     difference = statistics.fmean(ours) - point.value
+    levels = [row[f"{key}_chance"] for row in runs if f"{key}_chance" in row]
     return {
+        "chance": statistics.fmean(levels) if levels else None,
         "checkpoint": point.scenario, "mode": point.method, "condition": point.distribution, **point._asdict(),
         "published": point.value, "ours": statistics.fmean(ours), "ours_std": statistics.pstdev(ours),
         "difference": difference, "target": target, "ok": None if target is None else abs(difference) <= target,
@@ -115,6 +117,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "method",
         "step",
         "metric",
+        "chance",
         "published",
         "ours",
         "difference",
@@ -124,6 +127,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         (
             row["scenario"], row["distribution"], row["method"], str(row["step"]), row["metric"],
+            "-" if row["chance"] is None else f"{row['chance']:.3f}",
             f"{row['published']:.5f}", f"{row['ours']:.5f}", f"{row['difference']:+.1e}",
             "-" if row["target"] is None else f"{row['target']:g}",
             "reported" if row["ok"] is None else "yes" if row["ok"] else "NO",
