@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amortjax.report.canvas import blank, plain, saved
+from amortjax.report.canvas import blank, log_ticks, plain, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,6 +156,10 @@ def _panel(
         axis.annotate("0", (nothing, 0), (0, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
                       ha="center", va="top", fontsize=8)  # fmt: skip
         axis.set_xlim(left=nothing / 2)
+    log_ticks(axis.xaxis)
+    if any(x == 0 for x in costs):  # the number 0 stands there
+        kept = [tick for tick in axis.get_xticks() if tick > 2 * nothing]
+        axis.set_xticks(kept, [f"{tick:g}" for tick in kept])
 
 
 def _last_at_each_cost(own: Sequence[Point]) -> list[Point]:
