@@ -1,7 +1,7 @@
 """Numbers of the second paper's sweeps (arXiv 2411.13117), from the result files that its authors released; facts only.
 
-Standard deviations are over three runs. The file of K = 15 is older than those of K = 3 and 9: in that code the columns
-of the dictionary were brought to norm 1, not the atoms.
+Standard deviations are over three runs. The file of K = 15 is older than those of K = 3 and 9: in that code sparse
+coding brought the columns of the dictionary to norm 1, not the atoms.
 """
 
 # 50 000 steps (K = 15: 25 000). {active: {(dimensions, sources): latent MCC, its deviation, dictionary MCC, its

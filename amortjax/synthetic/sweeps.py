@@ -166,9 +166,10 @@ def _size(asked: Asked) -> list[Cell]:
     FLOPs: 10 000 steps of test codes. At M = 32, N = 16 sparse coding finds the dictionary to 2e-4 and the codes to an
     MCC of .941: with the true dictionary their optimiser gives .940 at rate 1e-3 and .999 at the later 3e-3. So the
     files are from the time when encoders had biases (without, MLP-32 at 32/32/3 gives .977 where .909 is published,
-    with them .870). That of K = 15 is older, from when columns were brought to norm 1: its FLOPs of sparse coding do
-    not know N. Sparse coding's own rate is found by trying: at 1e-3 it finds less than published at every size of more
-    sources than dimensions (64/16/3: .586 and dictionary .760 for .661 and .819), at 3e-3 about as much (.675, .828).
+    with them .870). That of K = 15 is older: its FLOPs of sparse coding do not know N, from when sparse coding brought
+    columns to norm 1 (and the MLP's reconstruction had a bias). Sparse coding's own rate is found by trying: at 1e-3 it
+    finds less than published at every size of more sources than dimensions (64/16/3: .586 and dictionary .760 for .661
+    and .819), at 3e-3 about as much (.675, .828).
     """
     cells = []
     axes = (
@@ -186,9 +187,9 @@ def _size(asked: Asked) -> list[Cell]:
         }
         steps: dict[str, Any] = {"steps": SIZE_STEPS.get(active, 50_000)}
         older = active == 15 and asked.protocol == "literal"
-        for cell in _three(**setting, **steps, columns=older):
+        for cell in _three(**setting, **steps):
             if cell.method == "sparse_coding":
-                cells.append(dataclasses.replace(cell, lr=3e-3))
+                cells.append(dataclasses.replace(cell, lr=3e-3, columns=older))
             else:
                 cells.append(dataclasses.replace(cell, bias=True, offset=older and cell.method == "mlp"))
         cells += _ceilings(asked, **setting)
