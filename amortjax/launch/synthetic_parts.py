@@ -17,7 +17,7 @@ from amortjax.synthetic.scenarios import Setup
 if TYPE_CHECKING:
     from amortjax.launch.synthetic import Config
 
-VERSION = 2  # of the parts: one that another version left is measured again
+VERSION = 3  # of the parts: one that another version left is measured again
 CONTROLLED_POINTS = 10
 Row = dict[str, Any]
 

@@ -126,9 +126,8 @@ def sheets_of(rows: Sequence[Row]) -> list[Sheet]:
         out.append(sheet(f"{title}: at the end", last))
         if others:
             found = groups([row | {"label": label_of(row)} for row in others], "label", "method").items()
-            beside = {
-                label: runs for (label, _), runs in reversed(found)
-            }  # the same codes beside every method: once
+            # The same codes stand beside every method: once.
+            beside = {label: runs for (label, _), runs in reversed(found)}
             out.append(sheet(f"{title}: other codes on the same dictionaries", list(beside.values())[::-1]))
         out.append(_measures(f"{title}: other measures", last))
     return out

@@ -86,7 +86,7 @@ def _encode(weights: Weights, x: jax.Array, encoder: Encoder) -> jax.Array:
 def largest(z: jax.Array, k: int) -> jax.Array:
     """z (n, M) with all but the k largest of each row at 0, of equal ones the first; k 0: all stay.
 
-    Few latents are ranked by comparing each with each: on a CPU a sort of 16 takes ten times as long.
+    Few latents are ranked by comparing each with each, which a CPU does sooner than it sorts them.
     """
     m = z.shape[-1]
     if not k or k >= m:
